@@ -1,0 +1,230 @@
+//! Every key and id that comes from another key, in one table: docs/FORMAT.md section 1.1.
+//!
+//! The inputs of each context have a fixed size, or one field of free length at the end, so no two inputs give the same bytes.
+
+use zeroize::Zeroize;
+
+use super::{
+    KEY_SIZE,
+    keys::{DataKey, EpochKey, KeyBytes, KeystoreRoot, MacKey, NamesRoot, SivKey, SlotSecret, WrappingKey},
+};
+use crate::ids::{DirectoryId, FileId, VaultId};
+
+/// The context strings of the format. Each is used for one purpose only.
+pub mod context {
+    pub const COMMITTING_WRAP: &str = "hushfs v1 committing wrap";
+    pub const HEADER_WRAPPING_KEY: &str = "hushfs v1 header wrapping key";
+    pub const NAMES_ROOT_WRAPPING_KEY: &str = "hushfs v1 names root wrapping key";
+    pub const VAULT_HEADER_MAC_KEY: &str = "hushfs v1 vault header mac key";
+    pub const ROOT_DIRECTORY_ID: &str = "hushfs v1 root directory id";
+    pub const DIRECTORY_ID: &str = "hushfs v1 directory id";
+    pub const DIRECTORY_NAME_KEY: &str = "hushfs v1 directory name key";
+    pub const DIRECTORY_HEADER_KEY: &str = "hushfs v1 directory header key";
+    pub const LONG_NAME: &str = "hushfs v1 long name";
+    pub const SYMLINK_KEY: &str = "hushfs v1 symlink key";
+    pub const XATTR_KEY: &str = "hushfs v1 xattr key";
+    pub const XATTR_NAME_KEY: &str = "hushfs v1 xattr name key";
+    pub const BLOCK_KEY: &str = "hushfs v1 block key";
+    pub const SEAL_KEY: &str = "hushfs v1 seal key";
+    pub const FILE_KEY_COMMITMENT: &str = "hushfs v1 file key commitment";
+    pub const KEYSTORE_MAC_KEY: &str = "hushfs v1 keystore mac key";
+    pub const KEY_MATERIAL_ID: &str = "hushfs v1 key material id";
+    pub const KEY_FILE_SLOT: &str = "hushfs v1 key file slot";
+    pub const RECOVERY_SLOT: &str = "hushfs v1 recovery slot";
+    pub const RECOVERY_KEY_CHECKSUM: &str = "hushfs v1 recovery key checksum";
+    pub const PASSPHRASE_SLOT: &str = "hushfs v1 passphrase slot";
+
+    /// All of them, for the test that compares this table with docs/FORMAT.md.
+    pub const ALL: [&str; 21] = [
+        COMMITTING_WRAP,
+        HEADER_WRAPPING_KEY,
+        NAMES_ROOT_WRAPPING_KEY,
+        VAULT_HEADER_MAC_KEY,
+        ROOT_DIRECTORY_ID,
+        DIRECTORY_ID,
+        DIRECTORY_NAME_KEY,
+        DIRECTORY_HEADER_KEY,
+        LONG_NAME,
+        SYMLINK_KEY,
+        XATTR_KEY,
+        XATTR_NAME_KEY,
+        BLOCK_KEY,
+        SEAL_KEY,
+        FILE_KEY_COMMITMENT,
+        KEYSTORE_MAC_KEY,
+        KEY_MATERIAL_ID,
+        KEY_FILE_SLOT,
+        RECOVERY_SLOT,
+        RECOVERY_KEY_CHECKSUM,
+        PASSPHRASE_SLOT,
+    ];
+}
+
+/// Derives `out.len()` bytes from the parts of an input, under a context of the table.
+fn derive_into(context: &str, parts: &[&[u8]], out: &mut [u8]) {
+    let mut hasher = blake3::Hasher::new_derive_key(context);
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize_xof().fill(out);
+    hasher.zeroize();
+}
+
+/// Derives a key.
+fn derive_key(context: &str, parts: &[&[u8]]) -> KeyBytes {
+    let mut key = KeyBytes::zero();
+    derive_into(context, parts, key.as_mut_bytes());
+    key
+}
+
+/// Derives bytes that are not secret: ids, hashes, commitments.
+pub(super) fn derive_public<const N: usize>(context: &str, parts: &[&[u8]]) -> [u8; N] {
+    let mut out = [0; N];
+    derive_into(context, parts, &mut out);
+    out
+}
+
+/// Derives secret bytes of any length for the caller to wipe.
+pub(super) fn derive_secret(context: &str, parts: &[&[u8]], out: &mut [u8]) {
+    derive_into(context, parts, out);
+}
+
+impl EpochKey {
+    /// Derives the key that wraps data keys in header sidecars.
+    pub fn header_wrapping_key(&self, vault: VaultId) -> WrappingKey {
+        WrappingKey::new(derive_key(context::HEADER_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
+    }
+
+    /// Derives the key that wraps the names root.
+    pub fn names_root_wrapping_key(&self, vault: VaultId) -> WrappingKey {
+        WrappingKey::new(derive_key(context::NAMES_ROOT_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
+    }
+
+    /// Derives the key of the vault header's MAC.
+    pub fn vault_header_mac_key(&self, vault: VaultId) -> MacKey {
+        MacKey::new(derive_key(context::VAULT_HEADER_MAC_KEY, &[self.as_bytes(), &vault.0]))
+    }
+}
+
+impl NamesRoot {
+    /// Derives the id of the root directory.
+    pub fn root_directory_id(&self) -> DirectoryId {
+        DirectoryId(derive_public(context::ROOT_DIRECTORY_ID, &[self.as_bytes()]))
+    }
+
+    /// Derives the id of a directory that has never been renamed.
+    pub fn directory_id(&self, parent: DirectoryId, name_at_birth: &[u8]) -> DirectoryId {
+        DirectoryId(derive_public(context::DIRECTORY_ID, &[self.as_bytes(), &parent.0, name_at_birth]))
+    }
+
+    /// Derives the key that seals the names in a directory.
+    pub fn directory_name_key(&self, directory: DirectoryId) -> SivKey {
+        SivKey::new(derive_key(context::DIRECTORY_NAME_KEY, &[self.as_bytes(), &directory.0]))
+    }
+
+    /// Derives the key of the MACs in directory headers.
+    pub fn directory_header_key(&self) -> MacKey {
+        MacKey::new(derive_key(context::DIRECTORY_HEADER_KEY, &[self.as_bytes()]))
+    }
+
+    /// Derives the key that seals targets of symbolic links.
+    pub fn symlink_key(&self) -> SivKey {
+        SivKey::new(derive_key(context::SYMLINK_KEY, &[self.as_bytes()]))
+    }
+
+    /// Derives the key that seals extended attributes.
+    pub fn xattr_key(&self) -> SivKey {
+        SivKey::new(derive_key(context::XATTR_KEY, &[self.as_bytes()]))
+    }
+
+    /// Derives the key of the hashes that extended attributes are stored under.
+    pub fn xattr_name_key(&self) -> MacKey {
+        MacKey::new(derive_key(context::XATTR_NAME_KEY, &[self.as_bytes()]))
+    }
+}
+
+/// Returns the name on disk of an entry whose sealed name is too long.
+pub fn long_name_hash(sealed_name: &[u8]) -> [u8; 33] {
+    derive_public(context::LONG_NAME, &[sealed_name])
+}
+
+impl DataKey {
+    /// Derives the key of the file's blocks.
+    pub fn block_key(&self, file: FileId, suite: u16) -> KeyBytes {
+        derive_key(context::BLOCK_KEY, &[self.as_bytes(), &file.0, &suite.to_le_bytes()])
+    }
+
+    /// Derives the key of the file's seal.
+    pub fn seal_key(&self, file: FileId, suite: u16) -> super::seal::SealKey {
+        super::seal::SealKey::new(derive_key(
+            context::SEAL_KEY,
+            &[self.as_bytes(), &file.0, &suite.to_le_bytes()],
+        ))
+    }
+
+    /// Derives the commitment to this key and file.
+    pub fn commitment(&self, file: FileId, suite: u16) -> [u8; 32] {
+        derive_public(
+            context::FILE_KEY_COMMITMENT,
+            &[self.as_bytes(), &file.0, &suite.to_le_bytes()],
+        )
+    }
+}
+
+impl KeystoreRoot {
+    /// Derives the key of the keystore file's MAC.
+    pub fn mac_key(&self) -> MacKey {
+        MacKey::new(derive_key(context::KEYSTORE_MAC_KEY, &[self.as_bytes()]))
+    }
+}
+
+/// Returns the public id of one version of a master key.
+pub fn key_material_id(material: &[u8; KEY_SIZE]) -> [u8; 32] {
+    derive_public(context::KEY_MATERIAL_ID, &[material])
+}
+
+/// Derives a slot's secret from the contents of a key file.
+pub fn key_file_slot(contents: &[u8]) -> SlotSecret {
+    SlotSecret::new(derive_key(context::KEY_FILE_SLOT, &[contents]))
+}
+
+/// Derives a slot's secret from a recovery key.
+pub fn recovery_slot(recovery_key: &KeyBytes) -> SlotSecret {
+    SlotSecret::new(derive_key(context::RECOVERY_SLOT, &[recovery_key.as_bytes()]))
+}
+
+/// Returns the checksum printed with a recovery key.
+pub fn recovery_key_checksum(recovery_key: &KeyBytes) -> [u8; 3] {
+    derive_public(context::RECOVERY_KEY_CHECKSUM, &[recovery_key.as_bytes()])
+}
+
+/// Derives a slot's secret from what Argon2id made of a passphrase.
+pub(super) fn passphrase_slot(stretched: &KeyBytes) -> SlotSecret {
+    SlotSecret::new(derive_key(context::PASSPHRASE_SLOT, &[stretched.as_bytes()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_context_is_in_the_table_of_the_format_and_used_once() {
+        let format = include_str!("../../docs/FORMAT.md");
+        let mut seen = std::collections::HashSet::new();
+        for context in context::ALL {
+            assert!(format.contains(&format!("| `{context}` |")), "{context} is not in FORMAT.md");
+            assert!(seen.insert(context), "{context} is used twice");
+        }
+        let in_format = format.lines().filter(|line| line.starts_with("| `hushfs v1 ")).count();
+        assert_eq!(in_format, context::ALL.len(), "FORMAT.md has contexts that the code does not");
+    }
+
+    #[test]
+    fn a_file_has_three_different_derived_values() {
+        let key = DataKey::new(KeyBytes::copy_of(&[1; KEY_SIZE]));
+        let file = FileId([2; 16]);
+        assert_ne!(key.block_key(file, 1).as_bytes(), &key.commitment(file, 1));
+        assert_ne!(key.commitment(file, 1), key.commitment(file, 2));
+        assert_ne!(key.commitment(file, 1), key.commitment(FileId([3; 16]), 1));
+    }
+}

@@ -1,0 +1,39 @@
+//! Random bytes: keys and ids from the operating system, nonces from a generator seeded by it.
+
+use super::{keys::KeyBytes, locked::LockedKey};
+
+/// Fills `out` from the operating system's generator.
+///
+/// # Panics
+///
+/// When the operating system has no randomness to give: nothing sensible can follow.
+pub fn fill(out: &mut [u8]) {
+    getrandom::fill(out).expect("the operating system's random generator works");
+}
+
+/// Fills `out` with nonces, in bulk and without a system call each where aws-lc is built in.
+pub fn fill_nonces(out: &mut [u8]) {
+    #[cfg(feature = "aws-lc")]
+    aws_lc_rs::rand::fill(out).expect("the random generator of aws-lc works");
+    #[cfg(not(feature = "aws-lc"))]
+    fill(out);
+}
+
+/// Returns an array of random bytes.
+pub fn bytes<const N: usize>() -> [u8; N] {
+    let mut out = [0; N];
+    fill(&mut out);
+    out
+}
+
+/// Returns a random key.
+pub fn key() -> KeyBytes {
+    let mut out = KeyBytes::zero();
+    fill(out.as_mut_bytes());
+    out
+}
+
+/// Returns a random key in locked memory.
+pub fn locked_key() -> LockedKey {
+    LockedKey::new(fill)
+}

@@ -1,0 +1,101 @@
+//! Seals a keystore's root to a slot's public key: HPKE (RFC 9180) with X-Wing.
+//!
+//! A slot is a key pair grown from its secret (a stretched passphrase, a key file). So the root can be replaced and sealed again for every
+//! slot that stays, without their secrets: docs/decisions/0003-slots-are-key-pairs.md.
+
+use hpke::{
+    Deserializable, Kem, OpModeR, OpModeS, Serializable, aead::ChaCha20Poly1305, kdf::HkdfSha256, kem::XWing,
+    single_shot_open, single_shot_seal,
+};
+use zeroize::Zeroize;
+
+use super::{
+    KEY_SIZE, OpenError, TAG_SIZE,
+    keys::{KeystoreRoot, SlotSecret},
+    locked::LockedKey,
+};
+
+/// The size of a slot's public key, in bytes.
+pub const PUBLIC_KEY_SIZE: usize = 1216;
+
+/// The size of the encapsulated key beside a sealed root, in bytes.
+pub const ENCAPSULATED_SIZE: usize = 1120;
+
+/// The size of a sealed root, in bytes.
+pub const SEALED_ROOT_SIZE: usize = KEY_SIZE + TAG_SIZE;
+
+const INFO: &[u8] = b"hushfs v1 slot";
+
+/// A keystore root sealed to one slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedRoot {
+    /// The KEM's output, [`ENCAPSULATED_SIZE`] bytes.
+    pub encapsulated: Vec<u8>,
+    /// The root and its tag, [`SEALED_ROOT_SIZE`] bytes.
+    pub sealed: Vec<u8>,
+}
+
+/// Returns the public key that grows from a slot's secret.
+pub fn public_key(secret: &SlotSecret) -> Vec<u8> {
+    let (_, public) = XWing::derive_keypair(secret.as_bytes());
+    public.to_bytes().to_vec()
+}
+
+/// Seals a keystore root to a slot's public key, bound to `aad`.
+///
+/// # Errors
+///
+/// [`OpenError`] when the public key is none.
+pub fn seal_root(public_key: &[u8], aad: &[u8], root: &KeystoreRoot) -> Result<SealedRoot, OpenError> {
+    let public = <XWing as Kem>::PublicKey::from_bytes(public_key).map_err(|_| OpenError)?;
+    let (encapsulated, sealed) =
+        single_shot_seal::<ChaCha20Poly1305, HkdfSha256, XWing>(&OpModeS::Base, &public, INFO, root.as_bytes(), aad)
+            .map_err(|_| OpenError)?;
+    Ok(SealedRoot {
+        encapsulated: encapsulated.to_bytes().to_vec(),
+        sealed,
+    })
+}
+
+/// Opens a sealed keystore root with the slot's secret.
+///
+/// # Errors
+///
+/// [`OpenError`] when the secret is another slot's, or the slot was changed.
+pub fn open_root(secret: &SlotSecret, aad: &[u8], sealed: &SealedRoot) -> Result<KeystoreRoot, OpenError> {
+    let (private, _) = XWing::derive_keypair(secret.as_bytes());
+    let encapsulated = <XWing as Kem>::EncappedKey::from_bytes(&sealed.encapsulated).map_err(|_| OpenError)?;
+    let mut root = single_shot_open::<ChaCha20Poly1305, HkdfSha256, XWing>(
+        &OpModeR::Base,
+        &private,
+        &encapsulated,
+        INFO,
+        &sealed.sealed,
+        aad,
+    )
+    .map_err(|_| OpenError)?;
+    let key = root.as_slice().try_into().map(LockedKey::copy_of).map_err(|_| OpenError);
+    root.zeroize();
+    Ok(KeystoreRoot::new(key?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{keys::KeyBytes, random};
+
+    #[test]
+    fn a_root_opens_with_its_slot_only() {
+        let secret = SlotSecret::new(KeyBytes::copy_of(&[1; 32]));
+        let root = KeystoreRoot::new(random::locked_key());
+        let sealed = seal_root(&public_key(&secret), b"slot 1", &root).unwrap();
+        assert_eq!(sealed.encapsulated.len(), ENCAPSULATED_SIZE);
+        assert_eq!(sealed.sealed.len(), SEALED_ROOT_SIZE);
+        assert_eq!(public_key(&secret).len(), PUBLIC_KEY_SIZE);
+        let opened = open_root(&secret, b"slot 1", &sealed).unwrap();
+        assert_eq!(opened.as_bytes(), root.as_bytes());
+        assert!(open_root(&secret, b"slot 2", &sealed).is_err());
+        let other = SlotSecret::new(KeyBytes::copy_of(&[2; 32]));
+        assert!(open_root(&other, b"slot 1", &sealed).is_err());
+    }
+}

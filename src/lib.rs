@@ -1,0 +1,8 @@
+//! hushfs: a plaintext view over a ciphertext directory.
+//!
+//! Modules stand on floors, each using only lower ones; `docs/ARCHITECTURE.md` has the map.
+
+pub mod crypto;
+pub mod format;
+pub mod ids;
+pub mod units;
