@@ -42,7 +42,10 @@ impl std::fmt::Display for FormatError {
         match self {
             FormatError::NotOne => f.write_str("not a file of this kind (wrong magic number)"),
             FormatError::Newer(version) => {
-                write!(f, "made by a newer hushfs (format version {version}, this one reads {FORMAT_VERSION})")
+                write!(
+                    f,
+                    "made by a newer hushfs (format version {version}, this one reads {FORMAT_VERSION})"
+                )
             }
             FormatError::TooShort => f.write_str("cut short"),
             FormatError::TrailingBytes => f.write_str("bytes after its end"),
@@ -92,6 +95,10 @@ impl<'a> Reader<'a> {
 
     /// Asserts that nothing is left.
     pub fn end(self) -> Result<(), FormatError> {
-        if self.0.is_empty() { Ok(()) } else { Err(FormatError::TrailingBytes) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(FormatError::TrailingBytes)
+        }
     }
 }

@@ -246,7 +246,11 @@ mod tests {
             for i in 0..block.len() {
                 let mut changed = block.clone();
                 changed[i] ^= 1;
-                assert_eq!(cipher.open(BlockIndex(7), &changed, &mut plain), Err(OpenError), "byte {i}");
+                assert_eq!(
+                    cipher.open(BlockIndex(7), &changed, &mut plain),
+                    Err(OpenError),
+                    "byte {i}"
+                );
             }
         }
     }

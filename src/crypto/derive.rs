@@ -97,7 +97,10 @@ impl EpochKey {
 
     /// Derives the key that wraps the names root.
     pub fn names_root_wrapping_key(&self, vault: VaultId) -> WrappingKey {
-        WrappingKey::new(derive_key(context::NAMES_ROOT_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
+        WrappingKey::new(derive_key(
+            context::NAMES_ROOT_WRAPPING_KEY,
+            &[self.as_bytes(), &vault.0],
+        ))
     }
 
     /// Derives the key of the vault header's MAC.
@@ -114,12 +117,18 @@ impl NamesRoot {
 
     /// Derives the id of a directory that has never been renamed.
     pub fn directory_id(&self, parent: DirectoryId, name_at_birth: &[u8]) -> DirectoryId {
-        DirectoryId(derive_public(context::DIRECTORY_ID, &[self.as_bytes(), &parent.0, name_at_birth]))
+        DirectoryId(derive_public(
+            context::DIRECTORY_ID,
+            &[self.as_bytes(), &parent.0, name_at_birth],
+        ))
     }
 
     /// Derives the key that seals the names in a directory.
     pub fn directory_name_key(&self, directory: DirectoryId) -> SivKey {
-        SivKey::new(derive_key(context::DIRECTORY_NAME_KEY, &[self.as_bytes(), &directory.0]))
+        SivKey::new(derive_key(
+            context::DIRECTORY_NAME_KEY,
+            &[self.as_bytes(), &directory.0],
+        ))
     }
 
     /// Derives the key of the MACs in directory headers.
@@ -212,11 +221,18 @@ mod tests {
         let format = include_str!("../../docs/FORMAT.md");
         let mut seen = std::collections::HashSet::new();
         for context in context::ALL {
-            assert!(format.contains(&format!("| `{context}` |")), "{context} is not in FORMAT.md");
+            assert!(
+                format.contains(&format!("| `{context}` |")),
+                "{context} is not in FORMAT.md"
+            );
             assert!(seen.insert(context), "{context} is used twice");
         }
         let in_format = format.lines().filter(|line| line.starts_with("| `hushfs v1 ")).count();
-        assert_eq!(in_format, context::ALL.len(), "FORMAT.md has contexts that the code does not");
+        assert_eq!(
+            in_format,
+            context::ALL.len(),
+            "FORMAT.md has contexts that the code does not"
+        );
     }
 
     #[test]

@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use argon2::{Algorithm, Argon2, Params, Version};
 use serde::{Deserialize, Serialize};
 
-use super::{derive, keys::{KeyBytes, SlotSecret}, random};
+use super::{
+    derive,
+    keys::{KeyBytes, SlotSecret},
+    random,
+};
 
 /// The least memory accepted when a slot is read, in KiB. A slot below it was not made by hushfs.
 pub const MEMORY_KIB_MIN: u32 = 8 * 1024;
@@ -87,8 +91,8 @@ impl Hardness {
         if !in_range {
             return Err(HardnessError);
         }
-        let params = Params::new(self.memory_kib, self.passes, self.lanes, Some(super::KEY_SIZE))
-            .map_err(|_| HardnessError)?;
+        let params =
+            Params::new(self.memory_kib, self.passes, self.lanes, Some(super::KEY_SIZE)).map_err(|_| HardnessError)?;
         let mut stretched = KeyBytes::zero();
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
             .hash_password_into(passphrase, &self.salt, stretched.as_mut_bytes())
@@ -111,11 +115,20 @@ mod tests {
     #[test]
     fn hostile_parameters_are_refused_before_they_are_run() {
         for hostile in [
-            Hardness { memory_kib: MEMORY_KIB_MAX + 1, ..SMALL },
+            Hardness {
+                memory_kib: MEMORY_KIB_MAX + 1,
+                ..SMALL
+            },
             Hardness { memory_kib: 8, ..SMALL },
-            Hardness { passes: PASSES_MAX + 1, ..SMALL },
+            Hardness {
+                passes: PASSES_MAX + 1,
+                ..SMALL
+            },
             Hardness { passes: 0, ..SMALL },
-            Hardness { lanes: LANES_MAX + 1, ..SMALL },
+            Hardness {
+                lanes: LANES_MAX + 1,
+                ..SMALL
+            },
             Hardness { lanes: 0, ..SMALL },
         ] {
             assert_eq!(hostile.stretch(b"x").err(), Some(HardnessError));

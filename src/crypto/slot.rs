@@ -74,7 +74,11 @@ pub fn open_root(secret: &SlotSecret, aad: &[u8], sealed: &SealedRoot) -> Result
         aad,
     )
     .map_err(|_| OpenError)?;
-    let key = root.as_slice().try_into().map(LockedKey::copy_of).map_err(|_| OpenError);
+    let key = root
+        .as_slice()
+        .try_into()
+        .map(LockedKey::copy_of)
+        .map_err(|_| OpenError);
     root.zeroize();
     Ok(KeystoreRoot::new(key?))
 }

@@ -164,7 +164,11 @@ mod tests {
         for i in 0..WRAPPED_SIZE {
             let mut changed = wrapped.clone();
             changed.0[i] ^= 1;
-            assert_eq!(unwrap(&counting(0), b"vault=v1", &changed, take), Err(OpenError), "byte {i}");
+            assert_eq!(
+                unwrap(&counting(0), b"vault=v1", &changed, take),
+                Err(OpenError),
+                "byte {i}"
+            );
         }
     }
 
