@@ -2,7 +2,9 @@
 //!
 //! Modules stand on floors, each using only lower ones; `docs/ARCHITECTURE.md` has the map.
 
+pub mod backing;
 pub mod crypto;
 pub mod format;
 pub mod ids;
 pub mod units;
+pub mod vault;

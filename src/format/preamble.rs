@@ -20,6 +20,7 @@ const SIZE: usize = PREAMBLE_SIZE as usize;
 const FLAG_SPARSE: u8 = 1;
 const FLAG_PLACED: u8 = 2;
 const FLAG_NEXT_PLACE: u8 = 4;
+const FLAG_CUTTING: u8 = 8;
 
 /// Whether a file is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +61,10 @@ pub struct Preamble {
     pub commitment: [u8; 32],
     /// How often the file was sealed.
     pub seal_count: u64,
-    /// The plaintext size when it was last sealed.
+    /// The plaintext size when it was last sealed; while `cutting`, the one it shall get.
     pub plain_size: PlainSize,
+    /// A truncation to a size inside a block is under way.
+    pub cutting: bool,
     /// The sum over the blocks when it was last sealed.
     pub sum: BlockSum,
     /// Where the file may be found.
@@ -89,7 +92,7 @@ impl UnverifiedPreamble {
             return Err(FormatError::OutOfRange("state"));
         }
         let [flags] = reader.take::<1>()?;
-        if flags & !(FLAG_SPARSE | FLAG_PLACED | FLAG_NEXT_PLACE) != 0 {
+        if flags & !(FLAG_SPARSE | FLAG_PLACED | FLAG_NEXT_PLACE | FLAG_CUTTING) != 0 {
             return Err(FormatError::OutOfRange("flags"));
         }
         reader.take::<4>()?;
@@ -144,6 +147,7 @@ impl UnverifiedPreamble {
             commitment: self.commitment,
             seal_count,
             plain_size,
+            cutting: flags & FLAG_CUTTING != 0,
             sum,
             places: Places {
                 current: (flags & FLAG_PLACED != 0).then_some(place),
@@ -163,6 +167,7 @@ impl Preamble {
             commitment,
             seal_count: 0,
             plain_size: PlainSize(0),
+            cutting: false,
             sum: BlockSum::default(),
             places: Places::default(),
         }
@@ -180,7 +185,8 @@ impl Preamble {
         };
         out[11] = u8::from(self.sparse) * FLAG_SPARSE
             + u8::from(self.places.current.is_some()) * FLAG_PLACED
-            + u8::from(self.places.next.is_some()) * FLAG_NEXT_PLACE;
+            + u8::from(self.places.next.is_some()) * FLAG_NEXT_PLACE
+            + u8::from(self.cutting) * FLAG_CUTTING;
         out[16..32].copy_from_slice(&self.file.0);
         out[32..64].copy_from_slice(&self.commitment);
         out[64..72].copy_from_slice(&self.seal_count.to_le_bytes());
@@ -227,7 +233,11 @@ mod tests {
 
     #[test]
     fn what_is_encoded_verifies_to_the_same() {
-        for preamble in [sealed(), Preamble::new(FileId([1; 16]), [5; 32])] {
+        let cutting = Preamble {
+            cutting: true,
+            ..Preamble::new(FileId([1; 16]), [5; 32])
+        };
+        for preamble in [sealed(), Preamble::new(FileId([1; 16]), [5; 32]), cutting] {
             let read = UnverifiedPreamble::decode(&preamble.encode(&key())).unwrap();
             assert_eq!(read.verify(&key()), Ok(preamble));
         }

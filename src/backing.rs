@@ -1,0 +1,10 @@
+//! The backing directory: directory handles, data files, small files replaced whole.
+//!
+//! Everything goes through directory descriptors and single names, never through joined paths, and no symbolic link is followed:
+//! someone who changes the backing directory cannot lead the daemon out of it.
+
+pub mod dir;
+pub mod file;
+
+pub use dir::{Dir, DirStream, RawEntry};
+pub use file::{BackingFile, ShortWrite, Storage};

@@ -1,0 +1,572 @@
+//! Directory handles, and operations on the names in them.
+
+use std::{
+    ffi::CStr,
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{
+        self, AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom,
+        Stat, Timestamps, Uid, XattrFlags,
+    },
+    io::Errno,
+};
+
+use super::file::BackingFile;
+
+/// Bytes read of a directory at a time.
+const DIRECTORY_BUFFER_SIZE: usize = 64 * 1024;
+
+/// An open directory of the backing tree.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+}
+
+/// A name in a directory, as the backing filesystem lists it.
+#[derive(Clone, Debug)]
+pub struct RawEntry {
+    /// The name on disk.
+    pub name: Vec<u8>,
+    /// The inode number.
+    pub ino: u64,
+    /// The kind, where the filesystem tells.
+    pub kind: FileType,
+    /// Where to go on listing behind this entry.
+    pub next: u64,
+}
+
+impl Dir {
+    /// Opens a directory by a path of the user's; symbolic links in it are followed.
+    ///
+    /// # Errors
+    ///
+    /// What open(2) gives.
+    pub fn open(path: &std::path::Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Dir {
+            fd: fs::openat(CWD, path, flags, Mode::empty())?,
+        })
+    }
+
+    /// Opens a directory inside this one.
+    ///
+    /// # Errors
+    ///
+    /// What openat2(2) gives; ELOOP for a symbolic link, EXDEV for another filesystem.
+    pub fn open_dir(&self, name: &str) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Dir {
+            fd: self.openat(name, flags, Mode::empty())?,
+        })
+    }
+
+    /// Opens a file inside this directory, for writing too where that is allowed.
+    ///
+    /// A file whose mode keeps even its owner out is made accessible for the moment of opening: who may do what was decided by the
+    /// kernel before the request came here.
+    ///
+    /// # Errors
+    ///
+    /// What openat2(2) gives.
+    pub fn open_file(&self, name: &str, read_only: bool) -> io::Result<BackingFile> {
+        let open = |flags| {
+            self.openat(
+                name,
+                flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK,
+                Mode::empty(),
+            )
+        };
+        let fd = if read_only {
+            Err(Errno::ROFS)
+        } else {
+            open(OFlags::RDWR)
+        };
+        match fd {
+            Ok(fd) => Ok(BackingFile::new(fd, true)),
+            Err(Errno::ROFS | Errno::TXTBSY) => Ok(BackingFile::new(open(OFlags::RDONLY)?, false)),
+            Err(Errno::ACCESS | Errno::PERM) => match self.open_forced(name, open) {
+                Ok(fd) => Ok(BackingFile::new(fd, true)),
+                Err(_) => Ok(BackingFile::new(open(OFlags::RDONLY)?, false)),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_forced(&self, name: &str, open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+        let mode = Mode::from_raw_mode(self.stat_raw(name)?.st_mode & 0o7777);
+        self.chmod_raw(name, mode | Mode::RUSR | Mode::WUSR)?;
+        let fd = open(OFlags::RDWR);
+        self.chmod_raw(name, mode)?;
+        fd
+    }
+
+    /// Creates a file that must not exist yet.
+    ///
+    /// # Errors
+    ///
+    /// What openat2(2) gives.
+    pub fn create_file(&self, name: &str, mode: u32) -> io::Result<BackingFile> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = self.openat(name, flags, Mode::from_raw_mode(mode))?;
+        Ok(BackingFile::new(fd, true))
+    }
+
+    fn openat(&self, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+        loop {
+            match fs::openat2(&self.fd, name, flags, mode, resolve) {
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // Kernels before 5.6, and containers that forbid the call: a single name cannot leave the directory either.
+                Err(Errno::NOSYS | Errno::PERM) => return fs::openat(&self.fd, name, flags, mode),
+                result => return result,
+            }
+        }
+    }
+
+    /// Returns a name's attributes; of the link itself, where it is one.
+    ///
+    /// # Errors
+    ///
+    /// What fstatat(2) gives.
+    pub fn stat(&self, name: &str) -> io::Result<Stat> {
+        Ok(self.stat_raw(name)?)
+    }
+
+    fn stat_raw(&self, name: &str) -> Result<Stat, Errno> {
+        fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Returns the directory's own attributes.
+    ///
+    /// # Errors
+    ///
+    /// What fstat(2) gives.
+    pub fn stat_self(&self) -> io::Result<Stat> {
+        Ok(fs::fstat(&self.fd)?)
+    }
+
+    /// Returns the state of the filesystem the directory is on.
+    ///
+    /// # Errors
+    ///
+    /// What fstatvfs(3) gives.
+    pub fn statvfs(&self) -> io::Result<fs::StatVfs> {
+        Ok(fs::fstatvfs(&self.fd)?)
+    }
+
+    /// Reads a small file whole; nothing when it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// EFBIG when it is larger than `max` bytes, or what the reads give.
+    pub fn read_small(&self, name: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = match self.openat(name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // One byte more than allowed tells a file that is too large from one that just fits.
+        let mut bytes = vec![0; max + 1];
+        let len = super::Storage::read_at(&BackingFile::new(fd, false), &mut bytes, 0)?;
+        if len > max {
+            return Err(Errno::FBIG.into());
+        }
+        bytes.truncate(len);
+        Ok(Some(bytes))
+    }
+
+    /// Creates a small file whole. It is not durable yet.
+    ///
+    /// A file of that name is replaced; an error leaves none behind.
+    ///
+    /// # Errors
+    ///
+    /// What creating or writing gives.
+    pub fn write_small(&self, name: &str, bytes: &[u8]) -> io::Result<BackingFile> {
+        let file = match self.create_file(name, 0o600) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.unlink(name)?;
+                self.create_file(name, 0o600)?
+            }
+            result => result?,
+        };
+        if let Err(short) = super::Storage::write_at(&file, bytes, 0) {
+            let _ = self.unlink(name);
+            return Err(short.error);
+        }
+        Ok(file)
+    }
+
+    /// Replaces a small file by a new version, durably: a crash leaves the old one or the new one.
+    ///
+    /// # Errors
+    ///
+    /// What any step gives; the old version stands then.
+    pub fn replace(&self, name: &str, temporary: &str, bytes: &[u8]) -> io::Result<()> {
+        let file = self.write_small(temporary, bytes)?;
+        let replaced = file
+            .sync_all()
+            .and_then(|()| self.rename(temporary, self, name, RenameFlags::empty()));
+        if replaced.is_err() {
+            let _ = self.unlink(temporary);
+        }
+        replaced?;
+        self.sync()
+    }
+
+    /// Makes the directory's names durable.
+    ///
+    /// # Errors
+    ///
+    /// What fsync(2) gives.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(fs::fsync(&self.fd)?)
+    }
+
+    /// Makes everything on the directory's filesystem durable.
+    ///
+    /// # Errors
+    ///
+    /// What syncfs(2) gives.
+    pub fn sync_filesystem(&self) -> io::Result<()> {
+        Ok(fs::syncfs(&self.fd)?)
+    }
+
+    /// Locks the directory against other processes, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when another process holds a lock that excludes this one.
+    pub fn lock(&self, shared: bool) -> io::Result<()> {
+        let operation = if shared {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        Ok(fs::flock(&self.fd, operation)?)
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    ///
+    /// What unlinkat(2) gives.
+    pub fn unlink(&self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.fd, name, AtFlags::empty())?)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    ///
+    /// What unlinkat(2) gives.
+    pub fn rmdir(&self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    ///
+    /// What mkdirat(2) gives.
+    pub fn mkdir(&self, name: &str, mode: u32) -> io::Result<()> {
+        Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Makes a special file.
+    ///
+    /// # Errors
+    ///
+    /// What mknodat(2) gives.
+    pub fn mknod(&self, name: &str, mode: u32, device: u64) -> io::Result<()> {
+        let kind = FileType::from_raw_mode(mode);
+        Ok(fs::mknodat(
+            &self.fd,
+            name,
+            kind,
+            Mode::from_raw_mode(mode & 0o7777),
+            device,
+        )?)
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    ///
+    /// What symlinkat(2) gives.
+    pub fn symlink(&self, target: &str, name: &str) -> io::Result<()> {
+        Ok(fs::symlinkat(target, &self.fd, name)?)
+    }
+
+    /// Reads what a symbolic link on disk points to.
+    ///
+    /// # Errors
+    ///
+    /// What readlinkat(2) gives.
+    pub fn readlink(&self, name: &str) -> io::Result<Vec<u8>> {
+        Ok(fs::readlinkat(&self.fd, name, Vec::new())?.into_bytes())
+    }
+
+    /// Makes another name for a file.
+    ///
+    /// # Errors
+    ///
+    /// What linkat(2) gives.
+    pub fn link(&self, name: &str, to: &Dir, to_name: &str) -> io::Result<()> {
+        Ok(fs::linkat(&self.fd, name, &to.fd, to_name, AtFlags::empty())?)
+    }
+
+    /// Renames, by renameat2(2) where flags are given.
+    ///
+    /// # Errors
+    ///
+    /// What renameat2(2) gives.
+    pub fn rename(&self, name: &str, to: &Dir, to_name: &str, flags: RenameFlags) -> io::Result<()> {
+        if flags.is_empty() {
+            return Ok(fs::renameat(&self.fd, name, &to.fd, to_name)?);
+        }
+        Ok(fs::renameat_with(&self.fd, name, &to.fd, to_name, flags)?)
+    }
+
+    /// Changes a name's mode. Symbolic links have none.
+    ///
+    /// # Errors
+    ///
+    /// What chmod(2) gives.
+    pub fn chmod(&self, name: &str, mode: u32) -> io::Result<()> {
+        Ok(self.chmod_raw(name, Mode::from_raw_mode(mode & 0o7777))?)
+    }
+
+    fn chmod_raw(&self, name: &str, mode: Mode) -> Result<(), Errno> {
+        // fchmodat(2) follows links; through an O_PATH descriptor the file is the one that was named.
+        let fd = self.openat(name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        fs::chmodat(CWD, proc_path(fd.as_fd(), "").as_c_str(), mode, AtFlags::empty())
+    }
+
+    /// Changes a name's owner or group, or neither where nothing is given.
+    ///
+    /// # Errors
+    ///
+    /// What fchownat(2) gives.
+    pub fn chown(&self, name: &str, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        Ok(fs::chownat(
+            &self.fd,
+            name,
+            uid.map(Uid::from_raw),
+            gid.map(Gid::from_raw),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)
+    }
+
+    /// Sets a name's times.
+    ///
+    /// # Errors
+    ///
+    /// What utimensat(2) gives.
+    pub fn set_times(&self, name: &str, times: &Timestamps) -> io::Result<()> {
+        Ok(fs::utimensat(&self.fd, name, times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Sets the directory's own times.
+    ///
+    /// # Errors
+    ///
+    /// What futimens(3) gives.
+    pub fn set_times_self(&self, times: &Timestamps) -> io::Result<()> {
+        Ok(fs::futimens(&self.fd, times)?)
+    }
+
+    /// Changes the directory's own mode.
+    ///
+    /// # Errors
+    ///
+    /// What fchmod(2) gives.
+    pub fn chmod_self(&self, mode: u32) -> io::Result<()> {
+        Ok(fs::fchmod(&self.fd, Mode::from_raw_mode(mode & 0o7777))?)
+    }
+
+    /// Changes the directory's own owner or group.
+    ///
+    /// # Errors
+    ///
+    /// What fchown(2) gives.
+    pub fn chown_self(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        Ok(fs::fchown(&self.fd, uid.map(Uid::from_raw), gid.map(Gid::from_raw))?)
+    }
+
+    /// Reads an extended attribute as stored. `name` of `.` is the directory itself.
+    ///
+    /// # Errors
+    ///
+    /// What lgetxattr(2) gives.
+    pub fn get_xattr(&self, name: &str, attribute: &str) -> io::Result<Vec<u8>> {
+        let path = proc_path(self.fd.as_fd(), name);
+        with_growing_buffer(|buffer| fs::lgetxattr(path.as_c_str(), attribute, buffer))
+    }
+
+    /// Stores an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// What lsetxattr(2) gives.
+    pub fn set_xattr(&self, name: &str, attribute: &str, value: &[u8], flags: XattrFlags) -> io::Result<()> {
+        Ok(fs::lsetxattr(
+            proc_path(self.fd.as_fd(), name).as_c_str(),
+            attribute,
+            value,
+            flags,
+        )?)
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// What lremovexattr(2) gives.
+    pub fn remove_xattr(&self, name: &str, attribute: &str) -> io::Result<()> {
+        Ok(fs::lremovexattr(
+            proc_path(self.fd.as_fd(), name).as_c_str(),
+            attribute,
+        )?)
+    }
+
+    /// Returns the names of the extended attributes as stored.
+    ///
+    /// # Errors
+    ///
+    /// What llistxattr(2) gives.
+    pub fn list_xattrs(&self, name: &str) -> io::Result<Vec<Vec<u8>>> {
+        let path = proc_path(self.fd.as_fd(), name);
+        let names = with_growing_buffer(|buffer| fs::llistxattr(path.as_c_str(), buffer))?;
+        Ok(names
+            .split(|&byte| byte == 0)
+            .filter(|name| !name.is_empty())
+            .map(<[u8]>::to_vec)
+            .collect())
+    }
+
+    /// Starts listing the directory.
+    ///
+    /// # Errors
+    ///
+    /// What openat2(2) gives.
+    pub fn stream(&self) -> io::Result<DirStream> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // Opened anew, since the position belongs to the open file, which a duplicate would share.
+        let fd = fs::openat(&self.fd, ".", flags, Mode::empty())?;
+        Ok(DirStream {
+            fd,
+            position: 0,
+            entries: Vec::new().into_iter(),
+        })
+    }
+
+    /// Lists the whole directory.
+    ///
+    /// # Errors
+    ///
+    /// What getdents64(2) gives.
+    pub fn entries(&self) -> io::Result<Vec<RawEntry>> {
+        let mut stream = self.stream()?;
+        let mut all = Vec::new();
+        while let Some(entry) = stream.next_entry()? {
+            all.push(entry);
+        }
+        Ok(all)
+    }
+}
+
+/// Returns a path to a name in an open directory that no rename of the directory can redirect.
+fn proc_path(fd: BorrowedFd<'_>, name: &str) -> std::ffi::CString {
+    let path = match name {
+        "" => format!("/proc/self/fd/{}", fd.as_raw_fd()),
+        name => format!("/proc/self/fd/{}/{name}", fd.as_raw_fd()),
+    };
+    std::ffi::CString::new(path).expect("names on disk have no zero byte")
+}
+
+/// Calls a function that fills a buffer, with a larger one until it fits.
+fn with_growing_buffer(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> io::Result<Vec<u8>> {
+    let mut size = 1024;
+    loop {
+        let mut buffer = vec![0; size];
+        match call(&mut buffer) {
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer);
+            }
+            // 64 KiB is the most Linux lets an attribute or a list of names have.
+            Err(Errno::RANGE) if size < 1 << 17 => size *= 8,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A listing of a directory that can go on from any entry's position.
+#[derive(Debug)]
+pub struct DirStream {
+    fd: OwnedFd,
+    /// Where the next entry given out stands; entries read ahead are behind it.
+    position: u64,
+    entries: std::vec::IntoIter<RawEntry>,
+}
+
+impl DirStream {
+    /// Goes to a position: 0, or an entry's `next`.
+    ///
+    /// # Errors
+    ///
+    /// What lseek(2) gives.
+    pub fn seek(&mut self, position: u64) -> io::Result<()> {
+        // Going to 0 reads anew even at 0: rewinddir(3) must show what was added since.
+        if position != self.position || position == 0 {
+            fs::seek(&self.fd, SeekFrom::Start(position))?;
+            self.entries = Vec::new().into_iter();
+            self.position = position;
+        }
+        Ok(())
+    }
+
+    /// Returns the next entry; nothing at the end.
+    ///
+    /// # Errors
+    ///
+    /// What getdents64(2) gives.
+    pub fn next_entry(&mut self) -> io::Result<Option<RawEntry>> {
+        if self.entries.len() == 0 {
+            self.fill()?;
+        }
+        let entry = self.entries.next();
+        if let Some(entry) = &entry {
+            self.position = entry.next;
+        }
+        Ok(entry)
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let mut buffer = Box::<[u8]>::new_uninit_slice(DIRECTORY_BUFFER_SIZE);
+        let mut raw = RawDir::new(&self.fd, &mut buffer[..] as &mut [MaybeUninit<u8>]);
+        let mut entries = Vec::new();
+        while let Some(entry) = raw.next() {
+            let entry = entry?;
+            let name: &CStr = entry.file_name();
+            entries.push(RawEntry {
+                name: name.to_bytes().to_vec(),
+                ino: entry.ino(),
+                kind: entry.file_type(),
+                next: entry.next_entry_cookie(),
+            });
+            // One system call's worth: the rest is read when it is wanted.
+            if raw.is_buffer_empty() {
+                break;
+            }
+        }
+        self.entries = entries.into_iter();
+        Ok(())
+    }
+}

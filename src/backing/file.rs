@@ -1,0 +1,207 @@
+//! One data file's bytes: the seam under the content engine.
+
+use std::{io, os::fd::OwnedFd};
+
+use rustix::{
+    fs::{self, FallocateFlags, SeekFrom, Stat, Timestamps},
+    io::Errno,
+};
+
+/// A write that failed, and how far it came.
+#[derive(Debug)]
+pub struct ShortWrite {
+    /// Bytes that were written before the error.
+    pub written: usize,
+    /// What stopped it.
+    pub error: io::Error,
+}
+
+/// What the content engine needs of a file.
+///
+/// Small on purpose: tests implement it in memory, and cut it at every step.
+pub trait Storage: Send + Sync {
+    /// Returns the size in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Tells whether the file has no bytes at all.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Reads until `buf` is full or the file ends; returns how many bytes there were.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `buf`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite>;
+
+    /// Writes all of `buf` and leaves the time of last modification as it was: for what is no change of content.
+    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Cuts or extends with a hole.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Frees a range, which then reads as zeros.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Reserves space for a range without changing the size.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Returns the offset of the first byte at or after `offset` that is not in a hole; `None` when there is none.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+
+    /// Returns the offset of the first hole at or after `offset`, the end of the file where there is none before it.
+    fn next_hole(&self, offset: u64) -> io::Result<u64>;
+
+    /// Makes the content durable, with the size.
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+/// A data file in the backing directory.
+#[derive(Debug)]
+pub struct BackingFile {
+    fd: OwnedFd,
+    writable: bool,
+}
+
+impl BackingFile {
+    /// Takes an open file.
+    pub fn new(fd: OwnedFd, writable: bool) -> Self {
+        BackingFile { fd, writable }
+    }
+
+    /// Returns the descriptor.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Tells whether the file was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Returns the file's attributes.
+    ///
+    /// # Errors
+    ///
+    /// What fstat(2) gives.
+    pub fn stat(&self) -> io::Result<Stat> {
+        Ok(fs::fstat(&self.fd)?)
+    }
+
+    /// Makes content and attributes durable.
+    ///
+    /// # Errors
+    ///
+    /// What fsync(2) gives.
+    pub fn sync_all(&self) -> io::Result<()> {
+        Ok(fs::fsync(&self.fd)?)
+    }
+}
+
+impl Storage for BackingFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.stat()?.st_size as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match rustix::io::pread(&self.fd, &mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
+        let mut written = 0;
+        while written < buf.len() {
+            match rustix::io::pwrite(&self.fd, &buf[written..], offset + written as u64) {
+                Ok(0) => {
+                    let error = io::ErrorKind::WriteZero.into();
+                    return Err(ShortWrite { written, error });
+                }
+                Ok(n) => written += n,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    let error = error.into();
+                    return Err(ShortWrite { written, error });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let before = self.stat()?;
+        self.write_at(buf, offset).map_err(|short| short.error)?;
+        let times = Timestamps {
+            last_access: fs::Timespec {
+                tv_sec: 0,
+                tv_nsec: fs::UTIME_OMIT,
+            },
+            last_modification: fs::Timespec {
+                tv_sec: before.st_mtime,
+                tv_nsec: before.st_mtime_nsec as _,
+            },
+        };
+        Ok(fs::futimens(&self.fd, &times)?)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        Ok(fs::ftruncate(&self.fd, len)?)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fs::fallocate(&self.fd, flags, offset, len) {
+            Err(Errno::OPNOTSUPP) => write_zeros(self, offset, len),
+            result => Ok(result?),
+        }
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        Ok(fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, len)?)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        match fs::seek(&self.fd, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            // Not every filesystem knows its holes: then everything is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((offset < self.len()?).then_some(offset)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        match fs::seek(&self.fd, SeekFrom::Hole(offset)) {
+            Ok(at) => Ok(at),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => self.len(),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(fs::fdatasync(&self.fd)?)
+    }
+}
+
+/// Writes zeros over a range inside the file.
+fn write_zeros(storage: &impl Storage, offset: u64, len: u64) -> io::Result<()> {
+    const CHUNK: u64 = 64 * 1024;
+    let zeros = [0; CHUNK as usize];
+    let end = (offset + len).min(storage.len()?);
+    let mut at = offset;
+    while at < end {
+        let step = CHUNK.min(end - at);
+        storage
+            .write_at(&zeros[..step as usize], at)
+            .map_err(|short| short.error)?;
+        at += step;
+    }
+    Ok(())
+}

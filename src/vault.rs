@@ -1,0 +1,3 @@
+//! A vault opened.
+
+pub mod content;

@@ -1,0 +1,386 @@
+//! The content engine in memory: against a model, with a full disk, cut at every step, and with bytes changed behind its back.
+
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    crypto::{block::Suite, keys::DataKey},
+    ids::{DirectoryId, Epoch, FileId},
+};
+
+/// A file in memory that can run out of space, and stop working after a number of changes.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    bytes: Vec<u8>,
+    /// No byte may be stored at or behind this offset.
+    capacity: Option<usize>,
+    /// Changes that still succeed; none after it, as if the process had been killed.
+    changes_left: Option<usize>,
+    syncs: usize,
+}
+
+impl Memory {
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().bytes.clone()
+    }
+
+    fn change<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> io::Result<R> {
+        let mut inner = self.0.lock().unwrap();
+        if let Some(left) = &mut inner.changes_left {
+            if *left == 0 {
+                return Err(io::Error::other("killed"));
+            }
+            *left -= 1;
+        }
+        Ok(f(&mut inner))
+    }
+}
+
+impl Storage for Memory {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().bytes.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let inner = self.0.lock().unwrap();
+        let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
+        let written = self.change(|inner| {
+            let fits = inner
+                .capacity
+                .map_or(buf.len(), |c| c.saturating_sub(offset as usize).min(buf.len()));
+            let end = offset as usize + fits;
+            if fits > 0 && inner.bytes.len() < end {
+                inner.bytes.resize(end, 0);
+            }
+            inner.bytes[offset as usize..][..fits].copy_from_slice(&buf[..fits]);
+            fits
+        });
+        match written {
+            Ok(written) if written == buf.len() => Ok(()),
+            Ok(written) => Err(ShortWrite {
+                written,
+                error: io::ErrorKind::StorageFull.into(),
+            }),
+            Err(error) => Err(ShortWrite { written: 0, error }),
+        }
+    }
+
+    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(buf, offset).map_err(|short| short.error)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(|inner| inner.bytes.resize(len as usize, 0))
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.change(|inner| inner.bytes[offset as usize..][..len as usize].fill(0))
+    }
+
+    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        let inner = self.0.lock().unwrap();
+        let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
+        Ok(rest.iter().position(|&byte| byte != 0).map(|at| offset + at as u64))
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        let inner = self.0.lock().unwrap();
+        let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
+        let at = rest
+            .windows(4096)
+            .position(|window| window.iter().all(|&byte| byte == 0));
+        Ok(at.map_or(inner.bytes.len() as u64, |at| offset + at as u64))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.lock().unwrap().syncs += 1;
+        Ok(())
+    }
+}
+
+const FILE: FileId = FileId([4; 16]);
+
+fn layout() -> Layout {
+    Layout::new(Suite::Aes256GcmSiv, 4096).unwrap()
+}
+
+fn header() -> FileHeader {
+    let data_key = DataKey::new(crate::crypto::keys::KeyBytes::copy_of(&[8; 32]));
+    FileHeader::new(Suite::Aes256GcmSiv, Epoch(1), FILE, DirectoryId([5; 16]), data_key)
+}
+
+fn place(name: &'static [u8]) -> impl FnOnce(&SealKey) -> Option<[u8; 32]> {
+    move |key| Some(key.place(DirectoryId([5; 16]), name))
+}
+
+fn create(memory: &Memory) -> Content<Memory> {
+    Content::create(memory.clone(), layout(), &header())
+}
+
+fn load(memory: &Memory) -> Result<Content<Memory>, ContentError> {
+    let preamble = UnverifiedPreamble::decode(&memory.bytes()).map_err(ContentError::Preamble)?;
+    Content::load(memory.clone(), layout(), &header(), &preamble, place(b"name"))
+}
+
+fn seal(content: &Content<Memory>) -> bool {
+    let ticket = content.begin_seal().unwrap();
+    content.finish_seal(ticket, place(b"name")).unwrap()
+}
+
+fn read_all(content: &Content<Memory>) -> Result<Vec<u8>, ContentError> {
+    let mut plain = Vec::new();
+    let range = content.read(PlainOffset(0), content.size().0 as usize + 10, &mut plain)?;
+    Ok(plain[range].to_vec())
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed) | 1)
+        .collect()
+}
+
+#[test]
+fn a_new_file_is_one_write_and_has_the_size_of_the_format() {
+    let memory = Memory::default();
+    memory.0.lock().unwrap().changes_left = Some(1);
+    create(&memory).write(PlainOffset(0), &pattern(5000, 1)).unwrap();
+    assert_eq!(memory.bytes().len(), 5312);
+    assert_eq!(read_all(&load(&memory).unwrap()).unwrap(), pattern(5000, 1));
+}
+
+#[test]
+fn writing_to_a_sealed_file_makes_the_open_mark_durable_first() {
+    let memory = Memory::default();
+    let content = create(&memory);
+    content.write(PlainOffset(0), b"one").unwrap();
+    assert!(seal(&content));
+    assert_eq!(memory.0.lock().unwrap().syncs, 0);
+    memory.0.lock().unwrap().changes_left = Some(1);
+    assert!(content.write(PlainOffset(0), b"two").is_err());
+    assert_eq!(memory.0.lock().unwrap().syncs, 1);
+    memory.0.lock().unwrap().changes_left = None;
+    let reloaded = load(&memory).unwrap();
+    assert!(!reloaded.is_sealed());
+    assert_eq!(read_all(&reloaded).unwrap(), b"one");
+}
+
+#[test]
+fn a_change_after_the_ticket_prevents_the_seal() {
+    let content = create(&Memory::default());
+    content.write(PlainOffset(0), b"one").unwrap();
+    let ticket = content.begin_seal().unwrap();
+    content.write(PlainOffset(0), b"two").unwrap();
+    assert!(!content.finish_seal(ticket, place(b"name")).unwrap());
+    assert!(seal(&content));
+    assert!(content.begin_seal().is_none());
+}
+
+#[test]
+fn a_sealed_file_is_bound_to_its_size_name_and_blocks() {
+    let memory = Memory::default();
+    let content = create(&memory);
+    content.write(PlainOffset(0), &pattern(3 * 4096, 1)).unwrap();
+    let old_block = memory.bytes()[256..256 + 4124].to_vec();
+    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
+    assert!(seal(&content));
+    let good = memory.bytes();
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let memory = Memory::default();
+        memory.0.lock().unwrap().bytes = good.clone();
+        change(&mut memory.0.lock().unwrap().bytes);
+        memory
+    };
+    assert!(load(&with(&|_| ())).unwrap().verify(|_| ()).is_ok());
+    assert!(matches!(
+        load(&with(&|b| b.truncate(256 + 4124))),
+        Err(ContentError::WrongSize { .. })
+    ));
+    assert!(matches!(
+        load(&with(&|b| b.truncate(256))),
+        Err(ContentError::WrongSize { .. })
+    ));
+    assert!(matches!(
+        load(&with(&|b| b.resize(256 + 5 * 4124, 0))),
+        Err(ContentError::WrongSize { .. })
+    ));
+    let zeroed = load(&with(&|b| b[256..256 + 4124].fill(0))).unwrap();
+    assert!(matches!(read_all(&zeroed), Err(ContentError::Damaged(BlockIndex(0)))));
+    let swapped = load(&with(&|b| {
+        let (one, two) = b[256..].split_at_mut(4124);
+        one.swap_with_slice(&mut two[..4124]);
+    }));
+    assert!(matches!(read_all(&swapped.unwrap()), Err(ContentError::Damaged(_))));
+    let rolled_back = load(&with(&|b| b[256..256 + 4124].copy_from_slice(&old_block))).unwrap();
+    assert!(matches!(rolled_back.verify(|_| ()), Err(ContentError::WrongSum)));
+    let preamble = UnverifiedPreamble::decode(&good).unwrap();
+    let elsewhere = Content::load(with(&|_| ()), layout(), &header(), &preamble, place(b"other"));
+    assert!(matches!(elsewhere, Err(ContentError::Misplaced)));
+}
+
+#[test]
+fn a_zeroed_block_is_a_hole_only_in_a_sparse_file() {
+    let content = create(&Memory::default());
+    content.write(PlainOffset(10 * 4096), b"end").unwrap();
+    assert!(content.is_sparse());
+    let mut expected = vec![0; 10 * 4096];
+    expected.extend_from_slice(b"end");
+    assert_eq!(read_all(&content).unwrap(), expected);
+}
+
+#[test]
+fn a_full_disk_leaves_every_block_whole() {
+    for capacity in (256..40_000).step_by(97) {
+        let memory = Memory::default();
+        let content = create(&memory);
+        let old = pattern(9000, 1);
+        content.write(PlainOffset(0), &old).unwrap();
+        let used = memory.bytes().len();
+        memory.0.lock().unwrap().capacity = Some(used.max(capacity));
+        let new = pattern(30_000, 2);
+        let result = content.write(PlainOffset(5000), &new);
+        let mut expected = old.clone();
+        expected.truncate(5000);
+        expected.extend_from_slice(&new);
+        for content in [content, load(&memory).unwrap()] {
+            let now = read_all(&content).unwrap();
+            if result.is_ok() {
+                assert_eq!(now, expected);
+            } else {
+                assert!(now.len() >= 9000, "capacity {capacity}");
+                let newer = now.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+                assert!(
+                    newer == now.len() || newer % 4096 == 0 || newer >= 5000,
+                    "capacity {capacity}"
+                );
+                for (i, byte) in now.iter().enumerate() {
+                    assert!(
+                        expected[i] == *byte || old.get(i) == Some(byte),
+                        "byte {i}, capacity {capacity}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cut_killed_at_any_step_leaves_the_old_or_the_new_content() {
+    for (from, to) in [(9000, 5000), (9000, 4096), (4096, 100), (9000, 8999), (20_000, 1)] {
+        for steps in 0..6 {
+            let memory = Memory::default();
+            let content = create(&memory);
+            let old = pattern(from, 1);
+            content.write(PlainOffset(0), &old).unwrap();
+            assert!(seal(&content));
+            memory.0.lock().unwrap().changes_left = Some(steps);
+            let done = content.set_size(PlainSize(to as u64)).is_ok();
+            memory.0.lock().unwrap().changes_left = None;
+            let content = load(&memory).unwrap();
+            // The next change finishes what was begun.
+            content.write(PlainOffset(0), &old[..1]).unwrap();
+            let now = read_all(&content).unwrap();
+            assert!(
+                now == old[..to] || (!done && now == old),
+                "{from} to {to}, {steps} steps: {}",
+                now.len()
+            );
+            assert!(seal(&content));
+            load(&memory).unwrap().verify(|_| ()).unwrap();
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(u64, usize, u8),
+    SetSize(u64),
+    Punch(u64, u64),
+    Read(u64, usize),
+    Seal,
+    Reload,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let offset = prop_oneof![
+        0..40_000u64,
+        (0..9u64).prop_map(|n| n * 4096),
+        (1..9u64).prop_map(|n| n * 4096 - 1)
+    ];
+    let op = prop_oneof![
+        4 => (offset.clone(), 1..20_000usize, any::<u8>()).prop_map(|(o, l, s)| Op::Write(o, l, s)),
+        2 => offset.clone().prop_map(Op::SetSize),
+        2 => (offset.clone(), 1..20_000u64).prop_map(|(o, l)| Op::Punch(o, l)),
+        2 => (offset, 1..20_000usize).prop_map(|(o, l)| Op::Read(o, l)),
+        1 => Just(Op::Seal),
+        1 => Just(Op::Reload),
+    ];
+    proptest::collection::vec(op, 1..30)
+}
+
+proptest! {
+    #[test]
+    fn random_operations_agree_with_a_vector(ops in ops()) {
+        let memory = Memory::default();
+        let mut content = create(&memory);
+        content.ensure_preamble().unwrap();
+        let mut model: Vec<u8> = Vec::new();
+        for op in ops {
+            match op {
+                Op::Write(offset, len, seed) => {
+                    let data = pattern(len, seed);
+                    content.write(PlainOffset(offset), &data).unwrap();
+                    let end = offset as usize + len;
+                    if model.len() < end {
+                        model.resize(end, 0);
+                    }
+                    model[offset as usize..end].copy_from_slice(&data);
+                }
+                Op::SetSize(size) => {
+                    content.set_size(PlainSize(size)).unwrap();
+                    model.resize(size as usize, 0);
+                }
+                Op::Punch(offset, len) => {
+                    content.punch(PlainOffset(offset), len).unwrap();
+                    let end = ((offset + len) as usize).min(model.len());
+                    if (offset as usize) < end {
+                        model[offset as usize..end].fill(0);
+                    }
+                }
+                Op::Read(offset, len) => {
+                    let mut plain = Vec::new();
+                    let range = content.read(PlainOffset(offset), len, &mut plain).unwrap();
+                    let end = (offset as usize + len).min(model.len());
+                    let expected = model.get(offset as usize..end).unwrap_or_default();
+                    prop_assert_eq!(&plain[range], expected);
+                }
+                Op::Seal => {
+                    if let Some(ticket) = content.begin_seal() {
+                        prop_assert!(content.finish_seal(ticket, place(b"name")).unwrap());
+                    }
+                }
+                Op::Reload => content = load(&memory).unwrap(),
+            }
+            prop_assert_eq!(content.size(), PlainSize(model.len() as u64));
+        }
+        prop_assert_eq!(read_all(&content).unwrap(), model);
+        while let Some(ticket) = content.begin_seal() {
+            content.finish_seal(ticket, place(b"name")).unwrap();
+        }
+        load(&memory).unwrap().verify(|_| ()).unwrap();
+    }
+}
