@@ -5,4 +5,5 @@
 pub mod crypto;
 pub mod format;
 pub mod ids;
+pub mod keystore;
 pub mod units;
