@@ -45,9 +45,15 @@ pub const ALIASES_MAX: usize = 4096;
 /// The most vaults a keystore may keep a record of.
 pub const VAULTS_MAX: usize = 4096;
 
-/// The largest slot, encoded: id, label, created, kind with Argon2id parameters, two lists, sealed root.
-const SLOT_SIZE_MAX: usize =
-    4 + (8 + LABEL_LEN_MAX) + 8 + (4 + 28) + (8 + PUBLIC_KEY_SIZE) + (8 + ENCAPSULATED_SIZE) + SEALED_ROOT_SIZE;
+/// The largest slot, encoded: id, label, created, kind with Argon2id parameters, two lists, sealed root, authenticator.
+const SLOT_SIZE_MAX: usize = 4
+    + (8 + LABEL_LEN_MAX)
+    + 8
+    + (4 + 28)
+    + (8 + PUBLIC_KEY_SIZE)
+    + (8 + ENCAPSULATED_SIZE)
+    + SEALED_ROOT_SIZE
+    + WRAPPED_SIZE;
 
 /// The largest key, encoded: id, manager, state with date, created, description, rotation, materials.
 const KEY_SIZE_MAX: usize =
@@ -104,6 +110,8 @@ pub struct Slot {
     pub encapsulated: Vec<u8>,
     /// The keystore root, sealed to `public_key`.
     pub sealed_root: SealedRootBytes,
+    /// What it takes besides `public_key` to seal a root, wrapped under the root: a stranger cannot.
+    pub authenticator: Wrapped,
 }
 
 /// Returns the additional data of a slot's sealed root: it opens in this keystore, slot and kind only.
@@ -123,6 +131,16 @@ pub fn slot_aad(keystore: KeystoreId, slot: SlotId, kind: &SlotKind) -> Vec<u8> 
         SlotKind::Recovery => aad.extend_from_slice(&2u32.to_le_bytes()),
     }
     aad
+}
+
+/// Returns the additional data of the wrap of a slot's authenticator: it opens in this keystore and slot only.
+pub fn slot_authenticator_aad(keystore: KeystoreId, slot: SlotId) -> Vec<u8> {
+    [
+        b"hushfs v1 slot authenticator".as_slice(),
+        &keystore.0,
+        &slot.0.to_le_bytes(),
+    ]
+    .concat()
 }
 
 /// What opens a slot. The order is that of the numbers in the file.
@@ -392,6 +410,7 @@ mod tests {
             public_key: vec![1; PUBLIC_KEY_SIZE],
             encapsulated: vec![2; ENCAPSULATED_SIZE],
             sealed_root: SealedRootBytes::from_slice(&[3; SEALED_ROOT_SIZE]).unwrap(),
+            authenticator: Wrapped([10; WRAPPED_SIZE]),
         }
     }
 
@@ -502,6 +521,7 @@ mod tests {
         put(&1120u64.to_le_bytes());
         put(&[2; 1120]);
         put(&[3; 48]);
+        put(&[10; 96]);
         put(&one); // keys
         put(&[1; 16]);
         put(&1u32.to_le_bytes());

@@ -64,7 +64,7 @@ pub enum KeystoreError {
     NoSuchSlot { slot: SlotId },
     /// Without this slot nothing would open the keystore.
     LastSlot { slot: SlotId },
-    /// The public key in this slot is none: nothing can be sealed to it. The slot must go first.
+    /// The public key or authenticator of this slot is none: nothing can be sealed to it. The slot must go first.
     UnusableSlot { slot: SlotId },
     /// The Argon2id parameters for the new passphrase are out of range.
     Hardness,
@@ -89,7 +89,7 @@ impl fmt::Display for KeystoreError {
                     "slot {slot} is the last; nothing would open the keystore without it: add another first"
                 )
             }
-            KeystoreError::UnusableSlot { slot } => write!(f, "slot {slot} has no valid public key; remove it first"),
+            KeystoreError::UnusableSlot { slot } => write!(f, "slot {slot} cannot be sealed to; remove it first"),
             KeystoreError::Hardness => f.write_str("Argon2id parameters out of range"),
             KeystoreError::TooManyVaults { vault } => {
                 write!(
@@ -378,7 +378,9 @@ impl LocalKeystore {
         let root = KeystoreRoot::new(random::locked_key());
         let slots = slots
             .iter()
-            .map(|slot| seal_again(slot, keystore, &root).map_err(|_| KeystoreError::UnusableSlot { slot: slot.id }))
+            .map(|slot| {
+                seal_again(slot, keystore, &self.root, &root).map_err(|_| KeystoreError::UnusableSlot { slot: slot.id })
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let mut keys = self.body.keys.clone();
         for key in &mut keys {
@@ -500,12 +502,15 @@ fn decode_blob(blob: &WrappedKey) -> Option<(MaterialVersion, Wrapped)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keystore::{
-        custodian::check_custodian,
-        recovery::RecoveryKey,
-        slot::{
-            SecretKind,
-            tests::{EASY, key_file, passphrase},
+    use crate::{
+        format::keystore::slot_authenticator_aad,
+        keystore::{
+            custodian::check_custodian,
+            recovery::RecoveryKey,
+            slot::{
+                SecretKind,
+                tests::{EASY, key_file, passphrase},
+            },
         },
     };
 
@@ -578,7 +583,10 @@ mod tests {
         let new_file = keystore.encode(3).unwrap();
 
         let thief = unlock(&old_file, 2).unwrap();
-        assert!(thief.unwrap(&key, &epoch(1), &before).is_ok(), "what was open to the thief stays so");
+        assert!(
+            thief.unwrap(&key, &epoch(1), &before).is_ok(),
+            "what was open to the thief stays so"
+        );
         let refused = Err(KeyError::Rejected { key: key.0 });
         assert_eq!(thief.unwrap(&key, &epoch(2), &after).map(|_| ()), refused);
         // Nor with the version that the old file has in front.
@@ -643,6 +651,37 @@ mod tests {
         assert_eq!(
             unlock(&bytes, 1).unwrap_err(),
             UnlockError::Format(FormatError::NotAuthentic)
+        );
+    }
+
+    /// A writer of the file who cannot open it knows a slot's public key, and makes a keystore of their own around it.
+    #[test]
+    fn a_keystore_that_a_stranger_made_for_a_slot_is_refused() {
+        let mut keystore = keystore();
+        keystore
+            .add_slot("laptop", &NewSecret::KeyFile(&key_file(2)), 1)
+            .unwrap();
+        let bytes = keystore.encode(1).unwrap();
+        let seen = UnverifiedKeystoreFile::decode(&bytes).unwrap();
+
+        let mut forged = LocalKeystore::create("laptop", &NewSecret::KeyFile(&key_file(9)), 1).unwrap();
+        let own = forged.body.slots[0].clone();
+        forged.body.id = seen.id();
+        let victim = Slot {
+            // The stranger can wrap an authenticator under a root of their own, but must make it up.
+            authenticator: wrap::wrap(
+                forged.root.as_bytes(),
+                &slot_authenticator_aad(seen.id(), seen.slots()[1].id),
+                &[0; 32],
+            ),
+            ..seen.slots()[1].clone()
+        };
+        let victim = seal_again(&victim, seen.id(), &forged.root, &forged.root).unwrap();
+        forged.body.slots = vec![own, victim];
+        let bytes = forged.encode(1).unwrap();
+        assert_eq!(
+            unlock(&bytes, 2).unwrap_err(),
+            UnlockError::DamagedSlot { slot: SlotId(2) }
         );
     }
 

@@ -1,6 +1,7 @@
 //! Slots: the ways a local keystore is opened, and what a user offers to open one.
 //!
-//! A slot is a key pair grown from its secret; the keystore root is sealed to the public half (docs/FORMAT.md section 4).
+//! A slot is a key pair grown from its secret; the keystore root is sealed to the public half (docs/FORMAT.md section 4). Sealing takes the
+//! slot's authenticator too, which lies under the root: so a root that opens was sealed by someone who could open the keystore.
 
 use std::fmt;
 
@@ -10,14 +11,15 @@ use super::recovery::RecoveryKey;
 use crate::{
     crypto::{
         OpenError, derive,
-        keys::{KeystoreRoot, SlotSecret},
+        keys::{KeyBytes, KeystoreRoot, SlotAuthenticator, SlotSecret},
         passphrase::{Hardness, HardnessError},
         random,
         slot::{SealedRoot, open_root, public_key, seal_root},
+        wrap::{self, Wrapped},
     },
     format::{
         FormatError,
-        keystore::{SealedRootBytes, Slot, SlotId, SlotKind, UnverifiedKeystoreFile, slot_aad},
+        keystore::{SealedRootBytes, Slot, SlotId, SlotKind, UnverifiedKeystoreFile, slot_aad, slot_authenticator_aad},
     },
     ids::KeystoreId,
 };
@@ -206,7 +208,7 @@ pub enum UnlockError {
     WrongSecret(SecretKind),
     /// A slot asks for more memory or time than hushfs ever uses, or less. Nothing was run.
     HostileParameters { slot: SlotId },
-    /// The secret is the right one for the slot, but the root sealed in it was changed.
+    /// The secret is the right one for the slot, but the root sealed in it was changed, or put there by a stranger.
     DamagedSlot { slot: SlotId },
 }
 
@@ -322,39 +324,68 @@ impl SlotDraft<'_> {
             NewSecret::KeyFile(file) => (SlotKind::KeyFile, derive::key_file_slot(&file.0)),
             NewSecret::RecoveryKey(key) => (SlotKind::Recovery, key.slot_secret()),
         };
-        let public_key = public_key(&secret);
-        let (encapsulated, sealed_root) = seal_to(&public_key, &slot_aad(keystore, self.id, &kind), root)
+        let (id, public_key) = (self.id, public_key(&secret));
+        let sealed = SealedParts::seal(&public_key, &secret.authenticator(), (keystore, id, &kind), root)
             .expect("a public key that was just derived is one");
         Ok(Slot {
-            id: self.id,
+            id,
             label: self.label.to_owned(),
             created: self.created,
             kind,
             public_key,
-            encapsulated,
-            sealed_root,
+            encapsulated: sealed.encapsulated,
+            sealed_root: sealed.root,
+            authenticator: sealed.authenticator,
         })
     }
 }
 
-/// Returns a slot with another root sealed in it; its secret is not needed.
+/// Returns a slot of a keystore whose root is `from` with the root `to` sealed in it; the slot's secret is not needed.
 ///
 /// # Errors
 ///
-/// [`OpenError`] when the slot's public key is none.
-pub(super) fn seal_again(slot: &Slot, keystore: KeystoreId, root: &KeystoreRoot) -> Result<Slot, OpenError> {
-    let (encapsulated, sealed_root) = seal_to(&slot.public_key, &slot_aad(keystore, slot.id, &slot.kind), root)?;
+/// [`OpenError`] when the slot's public key is none, or its authenticator is not wrapped under `from`.
+pub(super) fn seal_again(
+    slot: &Slot,
+    keystore: KeystoreId,
+    from: &KeystoreRoot,
+    to: &KeystoreRoot,
+) -> Result<Slot, OpenError> {
+    let aad = slot_authenticator_aad(keystore, slot.id);
+    let authenticator = wrap::unwrap(from.as_bytes(), &aad, &slot.authenticator, |bytes| {
+        SlotAuthenticator::new(KeyBytes::copy_of(bytes))
+    })?;
+    let sealed = SealedParts::seal(&slot.public_key, &authenticator, (keystore, slot.id, &slot.kind), to)?;
     Ok(Slot {
-        encapsulated,
-        sealed_root,
+        encapsulated: sealed.encapsulated,
+        sealed_root: sealed.root,
+        authenticator: sealed.authenticator,
         ..slot.clone()
     })
 }
 
-fn seal_to(public_key: &[u8], aad: &[u8], root: &KeystoreRoot) -> Result<(Vec<u8>, SealedRootBytes), OpenError> {
-    let sealed = seal_root(public_key, aad, root)?;
-    let sealed_root = SealedRootBytes::from_slice(&sealed.sealed).expect("a sealed root has one size");
-    Ok((sealed.encapsulated, sealed_root))
+/// The parts of a slot that change with the root.
+struct SealedParts {
+    encapsulated: Vec<u8>,
+    root: SealedRootBytes,
+    authenticator: Wrapped,
+}
+
+impl SealedParts {
+    fn seal(
+        public_key: &[u8],
+        authenticator: &SlotAuthenticator,
+        (keystore, slot, kind): (KeystoreId, SlotId, &SlotKind),
+        root: &KeystoreRoot,
+    ) -> Result<Self, OpenError> {
+        let sealed = seal_root(public_key, authenticator, &slot_aad(keystore, slot, kind), root)?;
+        let aad = slot_authenticator_aad(keystore, slot);
+        Ok(SealedParts {
+            encapsulated: sealed.encapsulated,
+            root: SealedRootBytes::from_slice(&sealed.sealed).expect("a sealed root has one size"),
+            authenticator: wrap::wrap(root.as_bytes(), &aad, authenticator.as_bytes()),
+        })
+    }
 }
 
 #[cfg(test)]
