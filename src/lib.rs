@@ -6,5 +6,6 @@ pub mod backing;
 pub mod crypto;
 pub mod format;
 pub mod ids;
+pub mod keystore;
 pub mod units;
 pub mod vault;

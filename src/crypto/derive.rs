@@ -6,7 +6,10 @@ use zeroize::Zeroize;
 
 use super::{
     KEY_SIZE,
-    keys::{DataKey, EpochKey, KeyBytes, KeystoreRoot, MacKey, NamesRoot, SivKey, SlotSecret, WrappingKey},
+    keys::{
+        DataKey, EpochKey, KeyBytes, KeystoreRoot, MacKey, NamesRoot, SivKey, SlotAuthenticator, SlotSecret,
+        WrappingKey,
+    },
 };
 use crate::ids::{DirectoryId, FileId, VaultId};
 
@@ -33,9 +36,10 @@ pub mod context {
     pub const RECOVERY_SLOT: &str = "hushfs v1 recovery slot";
     pub const RECOVERY_KEY_CHECKSUM: &str = "hushfs v1 recovery key checksum";
     pub const PASSPHRASE_SLOT: &str = "hushfs v1 passphrase slot";
+    pub const SLOT_AUTHENTICATOR: &str = "hushfs v1 slot authenticator";
 
     /// All of them, for the test that compares this table with docs/FORMAT.md.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         COMMITTING_WRAP,
         HEADER_WRAPPING_KEY,
         NAMES_ROOT_WRAPPING_KEY,
@@ -57,6 +61,7 @@ pub mod context {
         RECOVERY_SLOT,
         RECOVERY_KEY_CHECKSUM,
         PASSPHRASE_SLOT,
+        SLOT_AUTHENTICATOR,
     ];
 }
 
@@ -184,6 +189,13 @@ impl KeystoreRoot {
     /// Derives the key of the keystore file's MAC.
     pub fn mac_key(&self) -> MacKey {
         MacKey::new(derive_key(context::KEYSTORE_MAC_KEY, &[self.as_bytes()]))
+    }
+}
+
+impl SlotSecret {
+    /// Derives the key that whoever seals a root to this slot must know.
+    pub fn authenticator(&self) -> SlotAuthenticator {
+        SlotAuthenticator::new(derive_key(context::SLOT_AUTHENTICATOR, &[self.as_bytes()]))
     }
 }
 

@@ -94,6 +94,10 @@ key!(
     /// What a slot gives: the seed of the key pair the keystore root is sealed to.
     SlotSecret(KeyBytes)
 );
+key!(
+    /// Proves to a slot that its root was sealed by someone who could open the keystore.
+    SlotAuthenticator(KeyBytes)
+);
 
 impl MacKey {
     /// Returns the MAC of `message`.

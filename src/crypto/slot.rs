@@ -2,16 +2,20 @@
 //!
 //! A slot is a key pair grown from its secret (a stretched passphrase, a key file). So the root can be replaced and sealed again for every
 //! slot that stays, without their secrets: docs/decisions/0003-slots-are-key-pairs.md.
+//!
+//! A public key is public: anyone who can write the file could seal a root of their own to it, and with it a keystore whose keys they
+//! know. So each seal is made with the slot's authenticator as well (HPKE's pre-shared key mode), which only someone who could
+//! open the keystore has.
 
 use hpke::{
-    Deserializable, Kem, OpModeR, OpModeS, Serializable, aead::ChaCha20Poly1305, kdf::HkdfSha256, kem::XWing,
-    single_shot_open, single_shot_seal,
+    Deserializable, Kem, OpModeR, OpModeS, PskBundle, Serializable, aead::ChaCha20Poly1305, kdf::HkdfSha256,
+    kem::XWing, single_shot_open, single_shot_seal,
 };
 use zeroize::Zeroize;
 
 use super::{
     KEY_SIZE, OpenError, TAG_SIZE,
-    keys::{KeystoreRoot, SlotSecret},
+    keys::{KeystoreRoot, SlotAuthenticator, SlotSecret},
     locked::LockedKey,
 };
 
@@ -25,6 +29,9 @@ pub const ENCAPSULATED_SIZE: usize = 1120;
 pub const SEALED_ROOT_SIZE: usize = KEY_SIZE + TAG_SIZE;
 
 const INFO: &[u8] = b"hushfs v1 slot";
+
+/// HPKE wants a name for the pre-shared key.
+const PSK_ID: &[u8] = b"hushfs v1 slot authenticator";
 
 /// A keystore root sealed to one slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +53,16 @@ pub fn public_key(secret: &SlotSecret) -> Vec<u8> {
 /// # Errors
 ///
 /// [`OpenError`] when the public key is none.
-pub fn seal_root(public_key: &[u8], aad: &[u8], root: &KeystoreRoot) -> Result<SealedRoot, OpenError> {
+pub fn seal_root(
+    public_key: &[u8],
+    authenticator: &SlotAuthenticator,
+    aad: &[u8],
+    root: &KeystoreRoot,
+) -> Result<SealedRoot, OpenError> {
+    let mode = OpModeS::Psk(psk(authenticator));
     let public = <XWing as Kem>::PublicKey::from_bytes(public_key).map_err(|_| OpenError)?;
     let (encapsulated, sealed) =
-        single_shot_seal::<ChaCha20Poly1305, HkdfSha256, XWing>(&OpModeS::Base, &public, INFO, root.as_bytes(), aad)
+        single_shot_seal::<ChaCha20Poly1305, HkdfSha256, XWing>(&mode, &public, INFO, root.as_bytes(), aad)
             .map_err(|_| OpenError)?;
     Ok(SealedRoot {
         encapsulated: encapsulated.to_bytes().to_vec(),
@@ -61,12 +74,13 @@ pub fn seal_root(public_key: &[u8], aad: &[u8], root: &KeystoreRoot) -> Result<S
 ///
 /// # Errors
 ///
-/// [`OpenError`] when the secret is another slot's, or the slot was changed.
+/// [`OpenError`] when the secret is another slot's, or the slot was changed, or sealed by someone without its authenticator.
 pub fn open_root(secret: &SlotSecret, aad: &[u8], sealed: &SealedRoot) -> Result<KeystoreRoot, OpenError> {
+    let authenticator = secret.authenticator();
     let (private, _) = XWing::derive_keypair(secret.as_bytes());
     let encapsulated = <XWing as Kem>::EncappedKey::from_bytes(&sealed.encapsulated).map_err(|_| OpenError)?;
     let mut root = single_shot_open::<ChaCha20Poly1305, HkdfSha256, XWing>(
-        &OpModeR::Base,
+        &OpModeR::Psk(psk(&authenticator)),
         &private,
         &encapsulated,
         INFO,
@@ -83,6 +97,10 @@ pub fn open_root(secret: &SlotSecret, aad: &[u8], sealed: &SealedRoot) -> Result
     Ok(KeystoreRoot::new(key?))
 }
 
+fn psk(authenticator: &SlotAuthenticator) -> PskBundle<'_> {
+    PskBundle::new(authenticator.as_bytes(), PSK_ID).expect("neither the key nor its name is empty")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,7 +110,7 @@ mod tests {
     fn a_root_opens_with_its_slot_only() {
         let secret = SlotSecret::new(KeyBytes::copy_of(&[1; 32]));
         let root = KeystoreRoot::new(random::locked_key());
-        let sealed = seal_root(&public_key(&secret), b"slot 1", &root).unwrap();
+        let sealed = seal_root(&public_key(&secret), &secret.authenticator(), b"slot 1", &root).unwrap();
         assert_eq!(sealed.encapsulated.len(), ENCAPSULATED_SIZE);
         assert_eq!(sealed.sealed.len(), SEALED_ROOT_SIZE);
         assert_eq!(public_key(&secret).len(), PUBLIC_KEY_SIZE);
@@ -101,5 +119,14 @@ mod tests {
         assert!(open_root(&secret, b"slot 2", &sealed).is_err());
         let other = SlotSecret::new(KeyBytes::copy_of(&[2; 32]));
         assert!(open_root(&other, b"slot 1", &sealed).is_err());
+    }
+
+    #[test]
+    fn a_public_key_alone_is_not_enough_to_seal_a_root_that_opens() {
+        let secret = SlotSecret::new(KeyBytes::copy_of(&[1; 32]));
+        let root = KeystoreRoot::new(random::locked_key());
+        let guessed = SlotAuthenticator::new(KeyBytes::zero());
+        let sealed = seal_root(&public_key(&secret), &guessed, b"slot 1", &root).unwrap();
+        assert!(open_root(&secret, b"slot 1", &sealed).is_err());
     }
 }
