@@ -190,6 +190,48 @@ impl Storage for BackingFile {
     }
 }
 
+impl<T: Storage> Storage for std::sync::Arc<T> {
+    fn len(&self) -> io::Result<u64> {
+        (**self).len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        (**self).read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
+        (**self).write_at(buf, offset)
+    }
+
+    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_keeping_times(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        (**self).set_len(len)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).punch(offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).allocate(offset, len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        (**self).next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        (**self).next_hole(offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        (**self).sync_data()
+    }
+}
+
 /// Writes zeros over a range inside the file.
 fn write_zeros(storage: &impl Storage, offset: u64, len: u64) -> io::Result<()> {
     const CHUNK: u64 = 64 * 1024;

@@ -1,0 +1,281 @@
+//! Listing directories.
+
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+
+use super::{Attr, Found, Fs, FsError, FsResult, Node, OpenDirectory, ROOT, node};
+use crate::{
+    backing::{Dir, RawEntry},
+    format::name::{self, Shape},
+};
+
+/// What stands between a name and what a sync tool made of it.
+const CONFLICT_MARK: &str = " (conflict";
+
+/// An entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The name in plaintext.
+    pub name: Vec<u8>,
+    /// The inode number.
+    pub ino: u64,
+    /// The kind of file.
+    pub kind: FileType,
+    /// Where to go on behind this entry.
+    pub next: u64,
+}
+
+/// An entry of a listing with attributes. The look-up was counted, but for `.` and `..`.
+#[derive(Debug)]
+pub struct ListedPlus {
+    /// The entry.
+    pub entry: Listed,
+    /// Its node and attributes; nothing for `.` and `..`.
+    pub found: Option<Found>,
+}
+
+impl Fs {
+    /// Lists a directory from a position on: 0, or an entry's `next`. `take` says whether it wants another.
+    ///
+    /// # Errors
+    ///
+    /// What reading the directory gives.
+    pub fn list(&self, id: u64, position: u64, mut take: impl FnMut(&Listed) -> bool) -> FsResult<()> {
+        self.list_raw(id, position, |_, listed, _| Ok(take(&listed)))
+    }
+
+    /// As [`Fs::list`], with attributes. `take` keeps the entry if it says so; if not its look-up is taken back.
+    ///
+    /// # Errors
+    ///
+    /// What reading the directory gives.
+    pub fn list_plus(&self, id: u64, position: u64, mut take: impl FnMut(&ListedPlus) -> bool) -> FsResult<()> {
+        self.list_raw(id, position, |directory, entry, disk| {
+            let found = if entry.name == b"." || entry.name == b".." {
+                None
+            } else {
+                match directory.dir.stat(disk) {
+                    Ok(stat) => match self.found_listed(directory, &entry.name, disk, &stat) {
+                        Ok(found) => Some(found),
+                        Err(FsError::NotFound) => return Ok(true),
+                        Err(error) => return Err(error),
+                    },
+                    // Removed since it was read from the directory.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            let listed = ListedPlus { entry, found };
+            let taken = take(&listed);
+            if !taken && let Some(found) = &listed.found {
+                self.nodes.undo_look_up(found.node.id);
+            }
+            Ok(taken)
+        })
+    }
+
+    fn found_listed(
+        &self,
+        directory: &OpenDirectory,
+        name: &[u8],
+        disk: &str,
+        stat: &rustix::fs::Stat,
+    ) -> FsResult<Found> {
+        let found = self.found(directory, name, disk, stat)?;
+        self.mark_conflict(directory, &found.node, disk);
+        Ok(found)
+    }
+
+    fn list_raw(
+        &self,
+        id: u64,
+        position: u64,
+        mut take: impl FnMut(&OpenDirectory, Listed, &str) -> FsResult<bool>,
+    ) -> FsResult<()> {
+        let directory = self.directory(id)?;
+        let mut stream = directory.node.stream.lock();
+        let mut at = match stream.take() {
+            Some(stream) => stream,
+            None => directory.dir.stream()?,
+        };
+        at.seek(position)?;
+        let mut taken = position;
+        while let Some(raw) = at.next_entry()? {
+            let next = raw.next;
+            if let Some((listed, disk)) = self.listed(&directory, raw)
+                && !take(&directory, listed, &disk)?
+            {
+                // The entry that did not fit comes first next time.
+                at.seek(taken)?;
+                break;
+            }
+            taken = next;
+        }
+        // Kept for the next part of the listing; a descriptor each, so not for ever.
+        *stream = Some(at);
+        drop(stream);
+        Ok(())
+    }
+
+    /// Ends a listing: its descriptor is closed.
+    pub fn end_listing(&self, id: u64) {
+        if let Ok(node) = self.node(id) {
+            *node.stream.lock() = None;
+        }
+    }
+
+    /// Turns a name on disk into an entry; nothing for what is not to be shown.
+    fn listed(&self, directory: &OpenDirectory, raw: RawEntry) -> Option<(Listed, String)> {
+        let ino = node::node_id(raw.ino);
+        let (name, ino) = match name::shape(&raw.name) {
+            Shape::Dots if raw.name == b"." => (raw.name.clone(), directory.node.id),
+            Shape::Dots => (raw.name.clone(), self.parent_id(&directory.node)),
+            Shape::VaultFile if directory.node.id == ROOT => return None,
+            Shape::Header(_)
+            | Shape::LongNameFile(_)
+            | Shape::LinkFile(_)
+            | Shape::DirectoryHeader
+            | Shape::Temporary
+            | Shape::VaultFile
+            | Shape::Stranger => return None,
+            shape => (self.open_entry(directory, &raw.name, shape)?, ino),
+        };
+        let disk = String::from_utf8(raw.name).ok()?;
+        let kind = if raw.kind == FileType::Unknown {
+            directory.dir.stat(&disk).map(|stat| FileType::from_raw_mode(stat.st_mode)).ok()?
+        } else {
+            raw.kind
+        };
+        let next = raw.next;
+        Some((Listed { name, ino, kind, next }, disk))
+    }
+
+    fn parent_id(&self, node: &Node) -> u64 {
+        node.link.lock().as_ref().map_or(ROOT, |link| link.parent.id)
+    }
+
+    /// Opens the name of an entry on disk; one that does not open is logged, never shown as something else.
+    fn open_entry(&self, directory: &OpenDirectory, raw: &[u8], shape: Shape) -> Option<Vec<u8>> {
+        let opened = match &shape {
+            Shape::Inline(sealed) => directory.keys().open_name(sealed),
+            Shape::Long => {
+                let entry = std::str::from_utf8(raw).ok()?;
+                directory.keys().open_long_name(&directory.dir, entry).ok()
+            }
+            Shape::Conflict(base, rest) => self.conflict_name(directory, base, rest),
+            _ => None,
+        };
+        if opened.is_none() {
+            log::warn!(
+                "{:?} in {:?} has a name that does not open; run fsck",
+                String::from_utf8_lossy(raw),
+                self.disk_path(&directory.node)
+            );
+        }
+        opened
+    }
+
+    /// Returns the name under which a sync tool's copy of an entry shows.
+    fn conflict_name(&self, directory: &OpenDirectory, base: &str, rest: &str) -> Option<Vec<u8>> {
+        let mut name = match name::shape(base.as_bytes()) {
+            Shape::Inline(sealed) => directory.keys().open_name(&sealed)?,
+            Shape::Long => directory.keys().open_long_name(&directory.dir, base).ok()?,
+            _ => return None,
+        };
+        let rest = rest.trim_matches([' ', '.', '(', ')']);
+        name.extend_from_slice(CONFLICT_MARK.as_bytes());
+        name.extend_from_slice(format!(" {rest})").as_bytes());
+        (name.len() <= name::NAME_MAX).then_some(name)
+    }
+
+    /// Returns the names on disk that sync tools made of entries of a directory.
+    pub(super) fn conflicts(&self, directory: &OpenDirectory) -> FsResult<Arc<Vec<String>>> {
+        let mut known = directory.node.conflicts.lock();
+        if let Some(known) = &*known
+            && !self.options.shared
+        {
+            return Ok(known.clone());
+        }
+        let found = Arc::new(conflicts_in(&directory.dir)?);
+        *known = Some(found.clone());
+        Ok(found)
+    }
+
+    /// Looks for an entry among the copies that sync tools made.
+    pub(super) fn look_up_conflict(&self, directory: &OpenDirectory, name: &[u8]) -> FsResult<Option<Found>> {
+        // Names like this are rare, and only they cost a listing.
+        if !name.windows(CONFLICT_MARK.len()).any(|window| window == CONFLICT_MARK.as_bytes()) {
+            return Ok(None);
+        }
+        for disk in self.conflicts(directory)?.iter() {
+            let Shape::Conflict(base, rest) = name::shape(disk.as_bytes()) else {
+                continue;
+            };
+            if self.conflict_name(directory, &base, &rest).as_deref() == Some(name) {
+                let stat = directory.dir.stat(disk)?;
+                let found = self.found(directory, name, disk, &stat)?;
+                self.mark_conflict(directory, &found.node, disk);
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Notes of a conflict's node whose place its content was sealed at.
+    fn mark_conflict(&self, directory: &OpenDirectory, node: &Node, disk: &str) {
+        let Shape::Conflict(base, _) = name::shape(disk.as_bytes()) else {
+            return;
+        };
+        let original = match name::shape(base.as_bytes()) {
+            Shape::Inline(sealed) => directory.keys().open_name(&sealed),
+            Shape::Long => directory.keys().open_long_name(&directory.dir, &base).ok(),
+            _ => None,
+        };
+        if let Some(mut link) = node.link.try_lock()
+            && let Some(link) = link.as_mut()
+        {
+            link.conflict_of = original.map(Vec::into_boxed_slice);
+        }
+    }
+
+    /// Returns the disk name of an entry that is there: its own, or that of a sync tool's copy.
+    pub(super) fn existing_disk_name(&self, directory: &OpenDirectory, name: &[u8]) -> FsResult<String> {
+        let disk = directory.seal_name(name)?;
+        if !name.windows(CONFLICT_MARK.len()).any(|window| window == CONFLICT_MARK.as_bytes())
+            || directory.dir.stat(&disk).is_ok()
+        {
+            return Ok(disk);
+        }
+        for conflict in self.conflicts(directory)?.iter() {
+            if let Shape::Conflict(base, rest) = name::shape(conflict.as_bytes())
+                && self.conflict_name(directory, &base, &rest).as_deref() == Some(name)
+            {
+                return Ok(conflict.clone());
+            }
+        }
+        Ok(disk)
+    }
+
+    /// Returns the attributes of the root, for those who start there.
+    ///
+    /// # Errors
+    ///
+    /// What fstat(2) gives.
+    pub fn root_attr(&self) -> FsResult<Attr> {
+        self.get_attr(ROOT)
+    }
+}
+
+/// Lists the names in a directory that sync tools made of entries.
+fn conflicts_in(dir: &Dir) -> FsResult<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in dir.entries()? {
+        if let Shape::Conflict(..) = name::shape(&entry.name)
+            && let Ok(name) = String::from_utf8(entry.name)
+        {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
