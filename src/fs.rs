@@ -19,7 +19,9 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, Stat};
 
 pub use attr::{Attr, SetAttr, SetTime, Time};
+pub use directory::NameIn;
 pub use error::FsError;
+pub use file::Allocate;
 pub use listing::{Listed, ListedPlus};
 pub use node::{Node, ROOT};
 
@@ -134,7 +136,11 @@ impl Fs {
 
     /// Refuses changes of a filesystem that is mounted for reading only.
     fn check_writable(&self) -> FsResult<()> {
-        if self.options.read_only { Err(FsError::ReadOnly) } else { Ok(()) }
+        if self.options.read_only {
+            Err(FsError::ReadOnly)
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds to an error where in the vault it happened.
@@ -244,9 +250,9 @@ impl Fs {
         let disk = directory.seal_name(name)?;
         match directory.dir.stat(&disk) {
             Ok(stat) => self.found(&directory, name, &disk, &stat),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self
-                .look_up_conflict(&directory, name)?
-                .ok_or(FsError::NotFound),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.look_up_conflict(&directory, name)?.ok_or(FsError::NotFound)
+            }
             Err(error) => Err(error.into()),
         }
     }

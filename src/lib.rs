@@ -5,6 +5,7 @@
 pub mod backing;
 pub mod crypto;
 pub mod format;
+pub mod fs;
 pub mod ids;
 pub mod keystore;
 pub mod units;

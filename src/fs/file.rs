@@ -122,11 +122,7 @@ impl Fs {
     }
 
     /// Returns a file's content, giving it a key first if it has none.
-    pub(super) fn content<'f>(
-        &self,
-        node: &Arc<Node>,
-        file: &'f VaultFile,
-    ) -> FsResult<&'f Content<Arc<BackingFile>>> {
+    pub(super) fn content<'f>(&self, node: &Arc<Node>, file: &'f VaultFile) -> FsResult<&'f Content<Arc<BackingFile>>> {
         if let Some(content) = file.content()
             && file.backing().is_writable()
         {
@@ -153,10 +149,11 @@ impl Fs {
             self.vault.store_header(&dir, &header)?;
             Ok(header)
         };
-        file.content_or_create(&self.vault, make_header).map_err(|error| match link {
-            Some(link) => self.at(&link.parent, &link.disk)(error),
-            None => self.at(&self.root, "")(error),
-        })
+        file.content_or_create(&self.vault, make_header)
+            .map_err(|error| match link {
+                Some(link) => self.at(&link.parent, &link.disk)(error),
+                None => self.at(&self.root, "")(error),
+            })
     }
 
     /// Has the sealer look at a file that was changed.
@@ -377,15 +374,13 @@ impl Fs {
         let mut done = 0;
         while done < len {
             let step = COPY_CHUNK.min((len - done) as usize);
-            let copied = self
-                .read(from.0, from.1 + done, step, &mut plain)
-                .and_then(|range| {
-                    let len = range.len();
-                    if len > 0 {
-                        self.write(to.0, to.1 + done, &plain[range])?;
-                    }
-                    Ok(len as u64)
-                });
+            let copied = self.read(from.0, from.1 + done, step, &mut plain).and_then(|range| {
+                let len = range.len();
+                if len > 0 {
+                    self.write(to.0, to.1 + done, &plain[range])?;
+                }
+                Ok(len as u64)
+            });
             match copied {
                 Ok(0) => break,
                 Ok(copied) => done += copied,
@@ -418,7 +413,9 @@ impl Fs {
         let file = dir.open_file(disk, true)?;
         let mut bytes = [0; crate::format::layout::PREAMBLE_SIZE as usize];
         let got = file.read_at(&mut bytes, 0)?;
-        Ok(UnverifiedPreamble::decode(&bytes[..got]).ok().map(|preamble| preamble.file()))
+        Ok(UnverifiedPreamble::decode(&bytes[..got])
+            .ok()
+            .map(|preamble| preamble.file()))
     }
 
     /// Returns a file's place under a name, for its seal.

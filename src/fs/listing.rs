@@ -143,7 +143,11 @@ impl Fs {
         };
         let disk = String::from_utf8(raw.name).ok()?;
         let kind = if raw.kind == FileType::Unknown {
-            directory.dir.stat(&disk).map(|stat| FileType::from_raw_mode(stat.st_mode)).ok()?
+            directory
+                .dir
+                .stat(&disk)
+                .map(|stat| FileType::from_raw_mode(stat.st_mode))
+                .ok()?
         } else {
             raw.kind
         };
@@ -205,7 +209,10 @@ impl Fs {
     /// Looks for an entry among the copies that sync tools made.
     pub(super) fn look_up_conflict(&self, directory: &OpenDirectory, name: &[u8]) -> FsResult<Option<Found>> {
         // Names like this are rare, and only they cost a listing.
-        if !name.windows(CONFLICT_MARK.len()).any(|window| window == CONFLICT_MARK.as_bytes()) {
+        if !name
+            .windows(CONFLICT_MARK.len())
+            .any(|window| window == CONFLICT_MARK.as_bytes())
+        {
             return Ok(None);
         }
         for disk in self.conflicts(directory)?.iter() {
@@ -242,7 +249,9 @@ impl Fs {
     /// Returns the disk name of an entry that is there: its own, or that of a sync tool's copy.
     pub(super) fn existing_disk_name(&self, directory: &OpenDirectory, name: &[u8]) -> FsResult<String> {
         let disk = directory.seal_name(name)?;
-        if !name.windows(CONFLICT_MARK.len()).any(|window| window == CONFLICT_MARK.as_bytes())
+        if !name
+            .windows(CONFLICT_MARK.len())
+            .any(|window| window == CONFLICT_MARK.as_bytes())
             || directory.dir.stat(&disk).is_ok()
         {
             return Ok(disk);

@@ -55,6 +55,8 @@ pub struct Node {
     opens: AtomicU32,
     /// Its last name is gone.
     dead: AtomicBool,
+    /// Renamed, and its seal or header still admits the old name.
+    pub unsettled: AtomicBool,
     /// In the sealer's queue.
     pub queued: AtomicBool,
     /// One of its names; nothing for the root, and when that name is gone.
@@ -81,6 +83,7 @@ impl Node {
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
             dead: AtomicBool::new(false),
+            unsettled: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             link: Mutex::new(link),
             file: Mutex::new(None),
@@ -118,7 +121,8 @@ impl Node {
     /// Tells whether this is its name.
     pub fn is_at(&self, parent: &Node, name: &[u8]) -> bool {
         let link = self.link.lock();
-        link.as_ref().is_some_and(|link| link.parent.id == parent.id && *link.name == *name)
+        link.as_ref()
+            .is_some_and(|link| link.parent.id == parent.id && *link.name == *name)
     }
 }
 
@@ -166,9 +170,7 @@ impl NodeTable {
         let kind = FileType::from_raw_mode(stat.st_mode);
         let mut shard = self.shard(id).write();
         let node = match shard.entry(id) {
-            Entry::Vacant(entry) => entry
-                .insert(Arc::new(Node::new(id, 0, kind, Some(link()))))
-                .clone(),
+            Entry::Vacant(entry) => entry.insert(Arc::new(Node::new(id, 0, kind, Some(link())))).clone(),
             Entry::Occupied(mut entry) => {
                 let known = entry.get();
                 if known.is_dead() || known.kind != kind {
@@ -181,7 +183,9 @@ impl NodeTable {
                 } else {
                     // Any of several names will do, as long as it is there. Whoever holds the lock knows better.
                     if let Some(mut current) = known.link.try_lock()
-                        && !current.as_ref().is_some_and(|at| at.parent.id == parent.id && *at.name == *name)
+                        && !current
+                            .as_ref()
+                            .is_some_and(|at| at.parent.id == parent.id && *at.name == *name)
                     {
                         *current = Some(link());
                     }

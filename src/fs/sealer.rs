@@ -11,8 +11,13 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
+use rustix::fs::FileType;
+
 use super::{Fs, FsResult, node::Node};
-use crate::vault::{content::SealTicket, file::VaultFile};
+use crate::{
+    backing::Storage,
+    vault::{content::SealTicket, file::VaultFile},
+};
 
 /// How long a file that no handle has open must have been quiet.
 const QUIET_CLOSED: Duration = Duration::from_secs(3);
@@ -44,8 +49,18 @@ struct QueueState {
 #[derive(Debug)]
 struct Waiting {
     node: Arc<Node>,
-    ticket: Option<SealTicket>,
+    /// What was to be done when it was last looked at.
+    seen: Option<Pending>,
     since: Instant,
+}
+
+/// What is to be done with a file or directory in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    /// Seal it.
+    Seal(SealTicket),
+    /// Have it admit its new name only.
+    Settle,
 }
 
 /// A file that is about to be sealed.
@@ -72,7 +87,7 @@ impl SealQueue {
         let mut state = self.state.lock();
         state.waiting.push_back(Waiting {
             node: node.clone(),
-            ticket: None,
+            seen: None,
             since: Instant::now(),
         });
         if state.waiting.len() > self.capacity {
@@ -89,28 +104,40 @@ impl SealQueue {
         let mut due = Vec::new();
         let mut rest = VecDeque::with_capacity(state.waiting.len());
         for (i, mut waiting) in std::mem::take(&mut state.waiting).into_iter().enumerate() {
-            let ticket = ticket_of(&waiting.node);
-            if ticket != waiting.ticket {
-                waiting.ticket = ticket;
+            let pending = pending(&waiting.node);
+            if pending != waiting.seen {
+                waiting.seen = pending;
                 waiting.since = now;
             }
-            let quiet = if waiting.node.is_open() { QUIET_OPEN } else { QUIET_CLOSED };
+            let quiet = if waiting.node.is_open() {
+                QUIET_OPEN
+            } else {
+                QUIET_CLOSED
+            };
             let is_due = everything
                 || waiting.node.is_dead()
-                || ticket.is_none()
+                || pending.is_none()
                 || now - waiting.since >= quiet
                 || (over && i < excess);
-            if is_due { due.push(waiting) } else { rest.push_back(waiting) }
+            if is_due {
+                due.push(waiting)
+            } else {
+                rest.push_back(waiting)
+            }
         }
         state.waiting = rest;
         due
     }
 }
 
-fn ticket_of(node: &Node) -> Option<SealTicket> {
-    // A file being opened is not quiet; who opens it may hold the lock for long.
-    let file = node.file.try_lock()?.clone()?;
-    file.content()?.begin_seal()
+/// Returns what is to be done with a node now.
+fn pending(node: &Node) -> Option<Pending> {
+    let seal = || {
+        // A file being opened is not quiet; who opens it may hold the lock for long.
+        let file = node.file.try_lock()?.clone()?;
+        file.content()?.begin_seal().map(Pending::Seal)
+    };
+    seal().or_else(|| node.unsettled.load(Ordering::Acquire).then_some(Pending::Settle))
 }
 
 impl Fs {
@@ -145,6 +172,7 @@ impl Fs {
 
     fn seal_due(&self, everything: bool) {
         let mut candidates = Vec::new();
+        let mut renamed = Vec::new();
         for waiting in self.seal_queue.take_due(everything) {
             // From here on a change queues the file anew.
             waiting.node.queued.store(false, Ordering::Release);
@@ -152,7 +180,12 @@ impl Fs {
                 self.let_go(&waiting.node);
                 continue;
             }
-            let Some(file) = waiting.node.file.lock().clone() else { continue };
+            if waiting.node.unsettled.load(Ordering::Acquire) {
+                renamed.push(waiting.node.clone());
+            }
+            let Some(file) = waiting.node.file.lock().clone() else {
+                continue;
+            };
             let Some(ticket) = file.content().and_then(|content| content.begin_seal()) else {
                 continue;
             };
@@ -162,23 +195,70 @@ impl Fs {
                 ticket,
             });
         }
-        if candidates.is_empty() {
+        if candidates.is_empty() && renamed.is_empty() {
             return;
         }
-        if let Err(error) = self.make_durable(&candidates) {
+        if let Err(error) = self.make_durable(&candidates, &renamed) {
             log::warn!("sealing put off: the backing filesystem does not sync: {error}");
-            for candidate in &candidates {
-                self.seal_queue.push(&candidate.node);
+            for node in candidates.iter().map(|candidate| &candidate.node).chain(&renamed) {
+                self.seal_queue.push(node);
             }
             return;
         }
         for candidate in candidates {
             self.seal(candidate);
         }
+        for node in renamed {
+            if let Err(error) = self.settle(&node) {
+                log::warn!("{:?} still admits its old name: {error}", self.disk_path(&node));
+            }
+        }
     }
 
-    fn make_durable(&self, candidates: &[Candidate]) -> FsResult<()> {
-        if candidates.len() > SYNC_ONE_BY_ONE_MAX {
+    /// Has the sealer look at a file or directory that was renamed.
+    pub(super) fn note_rename(&self, node: &Arc<Node>) {
+        let admits_two = node.kind == FileType::Directory
+            || node
+                .file
+                .lock()
+                .as_ref()
+                .and_then(|file| Some(file.content()?.is_renaming()))
+                .unwrap_or(false);
+        if admits_two {
+            node.unsettled.store(true, Ordering::Release);
+            self.seal_queue.push(node);
+        }
+    }
+
+    /// Ends the rename of a node, which is durable now.
+    fn settle(&self, node: &Arc<Node>) -> FsResult<()> {
+        let link = node.link.lock();
+        let Some(at) = link.as_ref().filter(|_| !node.is_dead()) else {
+            return Ok(());
+        };
+        node.unsettled.store(false, Ordering::Release);
+        let parent = self.keys(&at.parent)?.id;
+        let in_vault = |error| self.at(&at.parent, &at.disk)(error);
+        if let Some(keys) = node.keys.get() {
+            let dir = self.dir(&at.parent)?.open_dir(&at.disk)?;
+            return self
+                .vault
+                .settle_directory(&dir, keys.id, (parent, &at.name))
+                .map_err(in_vault);
+        }
+        let Some(file) = node.file.lock().clone() else {
+            return Ok(());
+        };
+        match file.content() {
+            Some(content) => content
+                .settle(|key| key.place(parent, &at.name))
+                .map_err(|error| in_vault(error.into())),
+            None => Ok(()),
+        }
+    }
+
+    fn make_durable(&self, candidates: &[Candidate], renamed: &[Arc<Node>]) -> FsResult<()> {
+        if candidates.len() + renamed.len() > SYNC_ONE_BY_ONE_MAX {
             self.root_dir.sync_filesystem()?;
             for candidate in candidates {
                 candidate.file.header_was_synced();
@@ -187,7 +267,13 @@ impl Fs {
         }
         for candidate in candidates {
             self.sync_header(&candidate.node, &candidate.file)?;
-            crate::backing::Storage::sync_data(&**candidate.file.backing())?;
+            candidate.file.backing().sync_data()?;
+        }
+        for node in renamed {
+            let parent = node.link.lock().as_ref().map(|link| link.parent.clone());
+            if let Some(parent) = parent {
+                self.dir(&parent)?.sync()?;
+            }
         }
         Ok(())
     }

@@ -63,7 +63,8 @@ impl Fs {
         if name == CAPABILITY && node.kind != FileType::RegularFile {
             return Err(FsError::NoAttribute);
         }
-        let (hash, disk_name) = self.disk_name(name, matches!(node.kind, FileType::Directory | FileType::RegularFile))?;
+        let (hash, disk_name) =
+            self.disk_name(name, matches!(node.kind, FileType::Directory | FileType::RegularFile))?;
         let attributes = self.attributes(&node)?;
         let sealed = attributes
             .dir
@@ -114,7 +115,9 @@ impl Fs {
             let Some(hash) = XattrHash::from_disk_name(&disk_name) else {
                 continue;
             };
-            let sealed = attributes.dir.get_xattr(&attributes.entry, &hash.disk_name(attributes.plain_file))?;
+            let sealed = attributes
+                .dir
+                .get_xattr(&attributes.entry, &hash.disk_name(attributes.plain_file))?;
             let (name, _) = self.open_xattr(&node, hash, &sealed)?;
             // As the kernel does: attributes of the administrator show to the administrator only.
             if caller_is_root || !name.starts_with(b"trusted.") {

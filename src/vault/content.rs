@@ -284,6 +284,30 @@ impl<S: Storage> Content<S> {
         self.state.read().preamble.state == State::Sealed
     }
 
+    /// Tells whether the seal admits a place that a rename was about to give the file.
+    pub fn is_renaming(&self) -> bool {
+        let state = self.state.read();
+        state.preamble.state == State::Sealed && state.preamble.places.next.is_some()
+    }
+
+    /// Ends a rename that is durable: the file may be found at `place` only. Nothing for an open file.
+    ///
+    /// # Errors
+    ///
+    /// What the storage gives.
+    pub fn settle(&self, place: impl FnOnce(&SealKey) -> [u8; 32]) -> Result<(), ContentError> {
+        let mut state = self.state.write();
+        if state.preamble.state == State::Sealed && state.preamble.places.next.is_some() {
+            state.preamble.places = Places {
+                current: Some(place(&self.seal_key)),
+                next: None,
+            };
+            self.storage
+                .write_keeping_times(&state.preamble.encode(&self.seal_key), 0)?;
+        }
+        Ok(())
+    }
+
     /// Returns how often the file was sealed.
     pub fn seal_count(&self) -> u64 {
         self.state.read().preamble.seal_count
