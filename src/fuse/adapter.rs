@@ -14,10 +14,10 @@ use std::{
 };
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::FileType as Kind;
 
@@ -242,7 +242,7 @@ impl fuser::Filesystem for Adapter {
     fn setattr(
         &self,
         request: &Request,
-        ino: INodeNo, IoctlFlags,
+        ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
         gid: Option<u32>,
@@ -293,7 +293,7 @@ impl fuser::Filesystem for Adapter {
     fn mknod(
         &self,
         request: &Request,
-        parent: INodeNo, IoctlFlags,
+        parent: INodeNo,
         name: &OsStr,
         mode: u32,
         _umask: u32,
@@ -331,9 +331,9 @@ impl fuser::Filesystem for Adapter {
     fn rename(
         &self,
         request: &Request,
-        parent: INodeNo, IoctlFlags,
+        parent: INodeNo,
         name: &OsStr,
-        new_parent: INodeNo, IoctlFlags,
+        new_parent: INodeNo,
         new_name: &OsStr,
         flags: RenameFlags,
         reply: ReplyEmpty,
@@ -361,7 +361,7 @@ impl fuser::Filesystem for Adapter {
     fn read(
         &self,
         request: &Request,
-        ino: INodeNo, IoctlFlags,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
         size: u32,
@@ -379,7 +379,7 @@ impl fuser::Filesystem for Adapter {
     fn write(
         &self,
         request: &Request,
-        ino: INodeNo, IoctlFlags,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
         data: &[u8],
@@ -407,7 +407,7 @@ impl fuser::Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        ino: INodeNo, IoctlFlags,
+        ino: INodeNo,
         _: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
@@ -512,7 +512,7 @@ impl fuser::Filesystem for Adapter {
     fn setxattr(
         &self,
         request: &Request,
-        ino: INodeNo, IoctlFlags,
+        ino: INodeNo,
         name: &OsStr,
         value: &[u8],
         flags: i32,
@@ -554,7 +554,7 @@ impl fuser::Filesystem for Adapter {
     fn create(
         &self,
         request: &Request,
-        parent: INodeNo, IoctlFlags,
+        parent: INodeNo,
         name: &OsStr,
         mode: u32,
         _umask: u32,
@@ -577,7 +577,7 @@ impl fuser::Filesystem for Adapter {
     fn ioctl(
         &self,
         _: &Request,
-        _: INodeNo, IoctlFlags,
+        _: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
         _cmd: u32,
@@ -592,7 +592,7 @@ impl fuser::Filesystem for Adapter {
     fn fallocate(
         &self,
         _: &Request,
-        ino: INodeNo, IoctlFlags,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
         length: u64,
@@ -634,10 +634,10 @@ impl fuser::Filesystem for Adapter {
     fn copy_file_range(
         &self,
         _: &Request,
-        ino_in: INodeNo, IoctlFlags,
+        ino_in: INodeNo,
         _: FileHandle,
         offset_in: u64,
-        ino_out: INodeNo, IoctlFlags,
+        ino_out: INodeNo,
         _: FileHandle,
         offset_out: u64,
         len: u64,
