@@ -279,13 +279,14 @@ impl Fs {
 
     /// Notes that the kernel forgot look-ups of a node.
     pub fn forget(&self, id: u64, count: u64) {
-        if let Some(node) = self.nodes.forget(id, count) {
-            if node.kind == FileType::Directory {
-                self.dirs.lock().pop(&id);
-            } else {
-                self.idle_files.lock().pop(&id);
-            }
+        let Some(node) = self.nodes.forget(id, count) else { return };
+        if node.kind == FileType::Directory {
+            self.dirs.lock().pop(&id);
+        } else {
+            self.idle_files.lock().pop(&id);
+            self.let_go(&node);
         }
+        self.nodes.remove_unused(node);
     }
 
     /// Returns a node's attributes.
@@ -358,6 +359,11 @@ impl Fs {
 
     /// Keeps a file that no handle has open for a while, and lets the one that was not used for longest go.
     fn keep_idle(&self, node: &Arc<Node>) {
+        if node.is_forgotten() {
+            self.let_go(node);
+            self.nodes.remove_unused(node.clone());
+            return;
+        }
         let evicted = self.idle_files.lock().push(node.id, node.clone());
         if let Some((_, evicted)) = evicted
             && evicted.id != node.id

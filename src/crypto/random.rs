@@ -11,12 +11,18 @@ pub fn fill(out: &mut [u8]) {
     getrandom::fill(out).expect("the operating system's random generator works");
 }
 
-/// Fills `out` with nonces, in bulk and without a system call each where aws-lc is built in.
+/// Fills `out` with nonces and salts: from a generator of this thread, seeded by the operating system, without a system call each.
+///
+/// Keys and ids come from [`fill`].
 pub fn fill_nonces(out: &mut [u8]) {
-    #[cfg(feature = "aws-lc")]
-    aws_lc_rs::rand::fill(out).expect("the random generator of aws-lc works");
-    #[cfg(not(feature = "aws-lc"))]
-    fill(out);
+    rand::Rng::fill_bytes(&mut rand::rng(), out);
+}
+
+/// Returns a nonce or salt; see [`fill_nonces`].
+pub fn nonce<const N: usize>() -> [u8; N] {
+    let mut out = [0; N];
+    fill_nonces(&mut out);
+    out
 }
 
 /// Returns an array of random bytes.

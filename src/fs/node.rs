@@ -111,6 +111,11 @@ impl Node {
         self.opens.load(Ordering::Acquire) > 0
     }
 
+    /// Tells whether the kernel has forgotten it.
+    pub fn is_forgotten(&self) -> bool {
+        self.lookups.load(Ordering::Acquire) == 0
+    }
+
     /// Counts one more open handle.
     pub fn opened(&self) {
         self.opens.fetch_add(1, Ordering::AcqRel);
@@ -205,21 +210,49 @@ impl NodeTable {
         self.forget(id, 1);
     }
 
-    /// Notes that the kernel forgot `count` look-ups; tells which node is gone now, if one is.
+    /// Notes that the kernel forgot `count` look-ups; returns the node if none is left.
+    ///
+    /// It stays in the table until [`remove_unused`](Self::remove_unused): while its file is open here, a second node of the same file would write
+    /// past the first one's back.
     pub fn forget(&self, id: u64, count: u64) -> Option<Arc<Node>> {
         if id == ROOT {
             return None;
         }
-        let mut shard = self.shard(id).write();
-        let Entry::Occupied(entry) = shard.entry(id) else {
-            return None;
-        };
-        let node = entry.get();
+        let shard = self.shard(id).write();
+        let node = shard.get(&id)?;
         let before = node.lookups.load(Ordering::Acquire);
         debug_assert!(before >= count, "the kernel forgot more than it looked up");
         let left = before.saturating_sub(count);
         node.lookups.store(left, Ordering::Release);
-        (left == 0).then(|| entry.remove())
+        (left == 0).then(|| node.clone())
+    }
+
+    /// Removes a node that neither the kernel knows nor anything here uses; after it the directories above that only it still used.
+    pub fn remove_unused(&self, node: Arc<Node>) {
+        let mut next = Some(node);
+        while let Some(node) = next {
+            if !self.remove_one(&node) {
+                return;
+            }
+            next = node.link.lock().take().map(|link| link.parent).filter(|parent| parent.is_forgotten());
+        }
+    }
+
+    fn remove_one(&self, node: &Arc<Node>) -> bool {
+        let mut shard = self.shard(node.id).write();
+        // A directory is in use while nodes of entries refer to it: they must hear of it when it is renamed. One reference is the table's, one
+        // is at hand.
+        let is_used = node.id == ROOT
+            || !node.is_forgotten()
+            || node.queued.load(Ordering::Acquire)
+            || node.is_open()
+            || node.file.try_lock().is_none_or(|file| file.is_some())
+            || (node.kind == FileType::Directory && Arc::strong_count(node) > 2);
+        let is_known = shard.get(&node.id).is_some_and(|known| Arc::ptr_eq(known, node));
+        if is_known && !is_used {
+            shard.remove(&node.id);
+        }
+        is_known && !is_used
     }
 
     /// Returns how many nodes there are.

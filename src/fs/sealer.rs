@@ -178,6 +178,7 @@ impl Fs {
             waiting.node.queued.store(false, Ordering::Release);
             if waiting.node.is_dead() {
                 self.let_go(&waiting.node);
+                self.nodes.remove_unused(waiting.node);
                 continue;
             }
             if waiting.node.unsettled.load(Ordering::Acquire) {
@@ -187,6 +188,11 @@ impl Fs {
                 continue;
             };
             let Some(ticket) = file.content().and_then(|content| content.begin_seal()) else {
+                if waiting.node.is_forgotten() && !waiting.node.unsettled.load(Ordering::Acquire) {
+                    drop(file);
+                    self.let_go(&waiting.node);
+                    self.nodes.remove_unused(waiting.node);
+                }
                 continue;
             };
             candidates.push(Candidate {
@@ -211,6 +217,10 @@ impl Fs {
         for node in renamed {
             if let Err(error) = self.settle(&node) {
                 log::warn!("{:?} still admits its old name: {error}", self.disk_path(&node));
+            }
+            if node.is_forgotten() {
+                self.let_go(&node);
+                self.nodes.remove_unused(node);
             }
         }
     }
