@@ -1,0 +1,12 @@
+//! The program on a real mount: one module per behaviour.
+
+mod support;
+
+#[path = "mounted/basics.rs"]
+mod basics;
+#[path = "mounted/differential.rs"]
+mod differential;
+#[path = "mounted/kill.rs"]
+mod kill;
+#[path = "mounted/limits.rs"]
+mod limits;

@@ -1,0 +1,261 @@
+//! What everybody does with a directory, seen from both sides.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+};
+
+use crate::support::{Bench, can_mount, snapshot};
+
+#[test]
+fn files_survive_a_remount_and_the_vault_shows_none_of_them() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let mnt = bench.mnt();
+    fs::create_dir_all(mnt.join("letters/2026")).unwrap();
+    fs::write(mnt.join("letters/2026/to-ann.txt"), "meet me at the harbour".repeat(1000)).unwrap();
+    symlink("letters/2026/to-ann.txt", mnt.join("latest")).unwrap();
+    fs::hard_link(mnt.join("letters/2026/to-ann.txt"), mnt.join("copy")).unwrap();
+    let before = snapshot(&mnt);
+    bench.remount();
+    assert_eq!(snapshot(&mnt), before);
+    bench.unmount();
+    for entry in walk(&bench.vault()) {
+        let shown = entry.to_string_lossy().into_owned();
+        assert!(!shown.contains("ann") && !shown.contains("letters"), "{shown}");
+        let meta = fs::symlink_metadata(&entry).unwrap();
+        if meta.is_symlink() {
+            assert!(!fs::read_link(&entry).unwrap().to_string_lossy().contains("ann"));
+        } else if meta.is_file() {
+            let bytes = fs::read(&entry).unwrap();
+            assert!(!bytes.windows(7).any(|window| window == b"harbour"), "{shown}");
+        }
+    }
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if fs::symlink_metadata(&path).unwrap().is_dir() {
+            out.extend(walk(&path));
+        }
+        out.push(path);
+    }
+    out
+}
+
+#[test]
+fn equal_files_look_different_in_the_vault() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    for name in ["one", "two"] {
+        fs::write(bench.mnt().join(name), [7; 4096]).unwrap();
+    }
+    bench.unmount();
+    let contents: Vec<_> = walk(&bench.vault())
+        .iter()
+        .filter(|path| !path.to_string_lossy().ends_with(".hush"))
+        .map(|path| fs::read(path).unwrap())
+        .collect();
+    assert_eq!(contents.len(), 2);
+    assert_ne!(contents[0][256..], contents[1][256..]);
+}
+
+#[test]
+fn unlinked_files_stay_usable_while_open() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let path = bench.mnt().join("gone");
+    let mut file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+    file.write_all(b"before").unwrap();
+    fs::remove_file(&path).unwrap();
+    file.write_all(b" and after").unwrap();
+    file.sync_all().unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "before and after");
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    fs::write(&path, "another").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "another");
+}
+
+#[test]
+fn renames_within_and_across_directories_keep_content_after_a_remount() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let mnt = bench.mnt();
+    fs::create_dir_all(mnt.join("a/b")).unwrap();
+    fs::create_dir(mnt.join("c")).unwrap();
+    for i in 0..20 {
+        fs::write(mnt.join(format!("a/b/{i}")), format!("file {i}")).unwrap();
+    }
+    bench.remount();
+    // Sealed by now: each rename must carry its place along.
+    for i in 0..10 {
+        fs::rename(mnt.join(format!("a/b/{i}")), mnt.join(format!("a/b/r{i}"))).unwrap();
+    }
+    for i in 10..20 {
+        fs::rename(mnt.join(format!("a/b/{i}")), mnt.join(format!("c/r{i}"))).unwrap();
+    }
+    fs::rename(mnt.join("a/b"), mnt.join("c/d")).unwrap();
+    fs::rename(mnt.join("c/d/r0"), mnt.join("c/d/r00")).unwrap();
+    fs::rename(mnt.join("c/d/r00"), mnt.join("c/d/r000")).unwrap();
+    fs::rename(mnt.join("c/d/r1"), mnt.join("c/d/r2")).unwrap();
+    for round in 0..2 {
+        assert_eq!(fs::read_to_string(mnt.join("c/d/r000")).unwrap(), "file 0", "round {round}");
+        assert_eq!(fs::read_to_string(mnt.join("c/d/r2")).unwrap(), "file 1");
+        for i in 3..10 {
+            assert_eq!(fs::read_to_string(mnt.join(format!("c/d/r{i}"))).unwrap(), format!("file {i}"));
+        }
+        for i in 10..20 {
+            assert_eq!(fs::read_to_string(mnt.join(format!("c/r{i}"))).unwrap(), format!("file {i}"));
+        }
+        bench.remount();
+    }
+    fs::remove_dir_all(mnt.join("a")).unwrap();
+    fs::remove_dir_all(mnt.join("c")).unwrap();
+    bench.unmount();
+    let left: Vec<_> = walk(&bench.vault());
+    assert_eq!(left.len(), 2, "only the vault header and the keystore are left: {left:?}");
+}
+
+#[test]
+fn exchange_swaps_files_across_directories() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let mnt = bench.mnt();
+    fs::create_dir(mnt.join("d")).unwrap();
+    fs::write(mnt.join("one"), "1").unwrap();
+    fs::write(mnt.join("d/two"), "22").unwrap();
+    bench.remount();
+    renameat_with(CWD, mnt.join("one"), CWD, mnt.join("d/two"), RenameFlags::EXCHANGE).unwrap();
+    let again = renameat_with(CWD, mnt.join("one"), CWD, mnt.join("d/two"), RenameFlags::NOREPLACE);
+    assert_eq!(again.unwrap_err(), rustix::io::Errno::EXIST);
+    for _ in 0..2 {
+        assert_eq!(fs::read_to_string(mnt.join("one")).unwrap(), "22");
+        assert_eq!(fs::read_to_string(mnt.join("d/two")).unwrap(), "1");
+        bench.remount();
+    }
+}
+
+#[test]
+fn files_without_permissions_can_be_written_by_who_creates_them() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let path = bench.mnt().join("locked");
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0).open(&path).unwrap();
+    file.write_all(b"content").unwrap();
+    drop(file);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0);
+    bench.remount();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+}
+
+#[test]
+fn a_sparse_file_keeps_its_holes() {
+    use rustix::fs::{SeekFrom as At, seek};
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let path = bench.mnt().join("sparse");
+    let file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+    const FAR: u64 = 10 << 30;
+    file.write_all_at(b"start", 0).unwrap();
+    file.write_all_at(b"end", FAR).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), FAR + 3);
+    assert!(file.metadata().unwrap().blocks() < 1000, "10 GiB of nothing take no space");
+    assert_eq!(seek(&file, At::Data(1 << 20)).unwrap(), FAR);
+    assert!(seek(&file, At::Hole(0)).unwrap() <= 1 << 20);
+    drop(file);
+    bench.remount();
+    let file = fs::File::open(&path).unwrap();
+    let mut bytes = [1; 5];
+    file.read_exact_at(&mut bytes, FAR - 2).unwrap();
+    assert_eq!(&bytes, b"\0\0end");
+    file.read_exact_at(&mut bytes, 5 << 30).unwrap();
+    assert_eq!(bytes, [0; 5]);
+}
+
+#[test]
+fn extended_attributes_are_kept_and_hidden() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let path = bench.mnt().join("f");
+    fs::write(&path, "x").unwrap();
+    let long = format!("user.{}", "n".repeat(250));
+    for name in ["user.colour", &long] {
+        rustix::fs::setxattr(&path, name, b"red", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    bench.remount();
+    let mut value = [0; 10];
+    for name in ["user.colour", &long] {
+        assert_eq!(rustix::fs::getxattr(&path, name, &mut value).unwrap(), 3);
+    }
+    let mut names = [0; 1000];
+    let len = rustix::fs::listxattr(&path, &mut names).unwrap();
+    assert_eq!(len, "user.colour".len() + 1 + 255 + 1);
+    rustix::fs::removexattr(&path, "user.colour").unwrap();
+    assert_eq!(
+        rustix::fs::getxattr(&path, "user.colour", &mut value).unwrap_err(),
+        rustix::io::Errno::NODATA
+    );
+}
+
+#[test]
+fn times_before_1970_and_with_nanoseconds_are_kept() {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let path = bench.mnt().join("old");
+    fs::write(&path, "x").unwrap();
+    for (tv_sec, tv_nsec) in [(-2, 800_000_000), (-1_000_000, 1), (0, 0), (4_000_000_000, 999_999_999)] {
+        let time = Timespec { tv_sec, tv_nsec };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+        bench.remount();
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), (tv_sec, tv_nsec));
+        assert_eq!((meta.atime(), meta.atime_nsec()), (tv_sec, tv_nsec));
+    }
+}
+
+#[test]
+fn sealing_does_not_change_the_time_of_modification() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let path = bench.mnt().join("f");
+    fs::write(&path, "x").unwrap();
+    fs::File::open(&path).unwrap().sync_all().unwrap();
+    let before = fs::metadata(&path).unwrap().modified().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    bench.remount();
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+}
