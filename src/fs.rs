@@ -125,6 +125,15 @@ impl Fs {
         &self.options
     }
 
+    /// Returns the state of the backing filesystem.
+    ///
+    /// # Errors
+    ///
+    /// What fstatvfs(3) gives.
+    pub fn stat_filesystem(&self) -> FsResult<rustix::fs::StatVfs> {
+        Ok(self.root_dir.statvfs()?)
+    }
+
     /// Returns how many inodes the kernel knows.
     pub fn node_count(&self) -> usize {
         self.nodes.count()

@@ -6,6 +6,7 @@ pub mod backing;
 pub mod crypto;
 pub mod format;
 pub mod fs;
+pub mod fuse;
 pub mod ids;
 pub mod keystore;
 pub mod units;

@@ -3,7 +3,10 @@
 //! Each that touches more than one file says what a crash between its steps leaves. They rely on the backing filesystem to keep
 //! changes of names in their order, as ext4, xfs, btrfs and tmpfs do; what must be on disk *before* a name changes is synced.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rustix::fs::{FileType, RenameFlags, Stat};
 
@@ -126,6 +129,7 @@ impl Fs {
         let file = directory.dir.create_file(&disk.entry, mode & 0o7777)?;
         let found = self.made(&directory, at.name, &disk, caller, libc::S_IFREG | mode & 0o7777)?;
         *found.node.file.lock() = Some(Arc::new(VaultFile::created(file)));
+        found.node.no_capability.store(true, Ordering::Release);
         found.node.opened();
         Ok(found)
     }

@@ -101,7 +101,9 @@ impl Fs {
         };
         at.seek(position)?;
         let mut taken = position;
+        let mut at_end = true;
         while let Some(raw) = at.next_entry()? {
+            at_end = false;
             let next = raw.next;
             if let Some((listed, disk)) = self.listed(&directory, raw)
                 && !take(&directory, listed, &disk)?
@@ -112,17 +114,11 @@ impl Fs {
             }
             taken = next;
         }
-        // Kept for the next part of the listing; a descriptor each, so not for ever.
-        *stream = Some(at);
-        drop(stream);
-        Ok(())
-    }
-
-    /// Ends a listing: its descriptor is closed.
-    pub fn end_listing(&self, id: u64) {
-        if let Ok(node) = self.node(id) {
-            *node.stream.lock() = None;
+        // Kept for the next part of the listing. A reader that saw everything asks once more and gets nothing: then it is closed.
+        if !at_end {
+            *stream = Some(at);
         }
+        Ok(())
     }
 
     /// Turns a name on disk into an entry; nothing for what is not to be shown.

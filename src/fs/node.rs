@@ -57,6 +57,8 @@ pub struct Node {
     dead: AtomicBool,
     /// Renamed, and its seal or header still admits the old name.
     pub unsettled: AtomicBool,
+    /// Known to have no file capabilities, which the kernel asks for before the first write to each file.
+    pub no_capability: AtomicBool,
     /// In the sealer's queue.
     pub queued: AtomicBool,
     /// One of its names; nothing for the root, and when that name is gone.
@@ -84,6 +86,7 @@ impl Node {
             opens: AtomicU32::new(0),
             dead: AtomicBool::new(false),
             unsettled: AtomicBool::new(false),
+            no_capability: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             link: Mutex::new(link),
             file: Mutex::new(None),

@@ -1,6 +1,9 @@
 //! Operations on extended attributes.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rustix::fs::{FileType, XattrFlags};
 
@@ -60,7 +63,7 @@ impl Fs {
     /// [`FsError::NoAttribute`] where there is none.
     pub fn get_xattr(&self, id: u64, name: &[u8]) -> FsResult<Vec<u8>> {
         let node = self.node(id)?;
-        if name == CAPABILITY && node.kind != FileType::RegularFile {
+        if name == CAPABILITY && (node.kind != FileType::RegularFile || node.no_capability.load(Ordering::Acquire)) {
             return Err(FsError::NoAttribute);
         }
         let (hash, disk_name) =
@@ -69,7 +72,12 @@ impl Fs {
         let sealed = attributes
             .dir
             .get_xattr(&attributes.entry, &disk_name)
-            .map_err(no_attribute)?;
+            .map_err(no_attribute)
+            .inspect_err(|error| {
+                if name == CAPABILITY && matches!(error, FsError::NoAttribute) {
+                    node.no_capability.store(true, Ordering::Release);
+                }
+            })?;
         let (_, value) = self.open_xattr(&node, hash, &sealed)?;
         Ok(value)
     }
@@ -96,6 +104,9 @@ impl Fs {
             FormatError::OutOfRange(_) => FsError::Io(io::Error::from_raw_os_error(libc::ERANGE)),
             _ => FsError::Invalid,
         })?;
+        if name == CAPABILITY {
+            node.no_capability.store(false, Ordering::Release);
+        }
         attributes
             .dir
             .set_xattr(&attributes.entry, &disk_name, &sealed, flags)

@@ -1,0 +1,92 @@
+//! What the kernel is asked for: capabilities of the connection, threads, and the limits of the mount's backing device info.
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use fuser::{InitFlags, KernelConfig};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use super::MountOptions;
+
+/// The largest write in one request: what the kernel's default of fs.fuse.max_pages_limit allows, 256 pages.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// Requests the kernel may have under way in the background, readahead and writeback.
+const MAX_BACKGROUND: u16 = 64;
+
+/// How far the kernel reads ahead, in KiB. INIT cannot raise it above 128.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Percent of dirtyable memory that the mount may fill; FUSE's own limit is 1.
+const DIRTY_RATIO: u32 = 40;
+
+/// How long the kernel may keep names and attributes, while nothing else changes the vault.
+const FOREVER: Duration = Duration::from_secs(86_400);
+
+/// How long it may keep them while something else may.
+const SHARED: Duration = Duration::from_secs(1);
+
+/// Returns how long the kernel may keep names and attributes.
+pub fn time_to_live(shared: bool) -> Duration {
+    if shared { SHARED } else { FOREVER }
+}
+
+/// Returns the largest read in one request, in bytes: a readahead window is split into several, so that threads share it.
+pub const MAX_READ: u32 = 256 << 10;
+
+/// Asks for what makes FUSE fast, as far as the kernel has it.
+pub fn negotiate(config: &mut KernelConfig, shared: bool) {
+    let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
+        | InitFlags::FUSE_DO_READDIRPLUS
+        | InitFlags::FUSE_READDIRPLUS_AUTO
+        | InitFlags::FUSE_ASYNC_DIO
+        | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+        | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+    wanted |= if shared {
+        InitFlags::FUSE_AUTO_INVAL_DATA
+    } else {
+        InitFlags::FUSE_WRITEBACK_CACHE
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
+    };
+    // All that the kernel has is asked for at once: what it does not have it must not be asked for.
+    let offered = config.capabilities();
+    if let Err(missing) = config.add_capabilities(wanted & offered) {
+        log::warn!("the kernel took back what it offered: {missing:?}");
+    }
+    // These setters only refuse what no constant here is.
+    let _ = config.set_max_write(MAX_WRITE);
+    let _ = config.set_max_background(MAX_BACKGROUND);
+    let _ = config
+        .set_max_readahead(MAX_WRITE)
+        .map_err(|most| config.set_max_readahead(most));
+}
+
+/// Returns the session's threads.
+pub fn session_config(options: &MountOptions) -> fuser::Config {
+    let processors = thread::available_parallelism().map_or(2, usize::from);
+    let mut config = fuser::Config::default();
+    // One more than can run, for the one that waits on the disk.
+    config.n_threads = Some(options.threads.unwrap_or((processors + 1).clamp(2, 16)));
+    config.clone_fd = true;
+    config
+}
+
+/// Raises limits that keep FUSE mounts slow and that only root may raise; skips them quietly otherwise.
+pub fn tune(mountpoint: &Path) {
+    // Without asking the filesystem, which is not served yet.
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let Ok(stat) = statx(CWD, mountpoint, flags, StatxFlags::empty()) else {
+        return;
+    };
+    let bdi = format!("/sys/class/bdi/{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
+    for (file, value) in [
+        ("read_ahead_kb", READ_AHEAD_KIB),
+        ("strict_limit", 0),
+        ("max_ratio", DIRTY_RATIO),
+    ] {
+        if let Err(error) = fs::write(format!("{bdi}/{file}"), value.to_string()) {
+            log::debug!("{bdi}/{file} stays as it is: {error}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Mounts and unmounts: by mount(2) as root, with the help of fusermount3 otherwise.
+
+use std::{
+    ffi::{CStr, CString},
+    fs,
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            ffi::OsStrExt,
+            fs::{MetadataExt, OpenOptionsExt},
+            net::UnixStream,
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::{
+    mount::{MountFlags, UnmountFlags},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+};
+
+use super::{MountError, MountOptions, kernel::MAX_READ};
+
+const DEVICE: &str = "/dev/fuse";
+
+/// The filesystem type that the mount table shows.
+const TYPE: &CStr = c"fuse.hushfs";
+
+const FUSERMOUNT: &str = "fusermount3";
+
+/// Options that are flags of mount(2), with what each sets or clears.
+const FLAGS: [(&str, MountFlags, bool); 14] = [
+    ("ro", MountFlags::RDONLY, true),
+    ("rw", MountFlags::RDONLY, false),
+    ("nosuid", MountFlags::NOSUID, true),
+    ("suid", MountFlags::NOSUID, false),
+    ("nodev", MountFlags::NODEV, true),
+    ("dev", MountFlags::NODEV, false),
+    ("noexec", MountFlags::NOEXEC, true),
+    ("exec", MountFlags::NOEXEC, false),
+    ("noatime", MountFlags::NOATIME, true),
+    ("atime", MountFlags::NOATIME, false),
+    ("sync", MountFlags::SYNCHRONOUS, true),
+    ("async", MountFlags::SYNCHRONOUS, false),
+    ("dirsync", MountFlags::DIRSYNC, true),
+    ("relatime", MountFlags::RELATIME, true),
+];
+
+/// Tells whether an option is one that the kernel's mount has.
+pub fn is_kernel_option(option: &str) -> bool {
+    FLAGS.iter().any(|(name, ..)| *name == option)
+}
+
+/// A mount made by this process, and the connection to the kernel that serves it.
+pub struct Mountpoint {
+    path: PathBuf,
+    device: OwnedFd,
+}
+
+impl Mountpoint {
+    /// Mounts.
+    pub fn mount(options: &MountOptions) -> Result<Self, MountError> {
+        check(&options.mountpoint)?;
+        if let Some(unknown) = options.kernel_options.iter().find(|option| !is_kernel_option(option)) {
+            return Err(MountError::UnknownOption(unknown.clone()));
+        }
+        let path = fs::canonicalize(&options.mountpoint).map_err(|source| unusable(&options.mountpoint, source))?;
+        let device = if rustix::process::geteuid().is_root() {
+            mount_as_root(&path, options)?
+        } else {
+            check_device()?;
+            mount_with_fusermount(&path, options)?
+        };
+        Ok(Mountpoint { path, device })
+    }
+
+    /// Returns where it is, without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the connection to the kernel.
+    pub fn device(&self) -> Result<OwnedFd, MountError> {
+        self.device.try_clone().map_err(MountError::Session)
+    }
+
+    /// Unmounts what could not be served.
+    pub fn unmount_now(&self) {
+        if let Err(error) = unmount(&self.path, true) {
+            log::error!("{error}");
+        }
+    }
+}
+
+fn unusable(path: &Path, source: io::Error) -> MountError {
+    MountError::MountpointUnusable {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Checks that a mountpoint is a directory that is not one already.
+pub fn check(path: &Path) -> Result<(), MountError> {
+    let unusable = |source| unusable(path, source);
+    let stat = fs::metadata(path).map_err(unusable)?;
+    if !stat.is_dir() {
+        return Err(unusable(io::Error::from_raw_os_error(libc::ENOTDIR)));
+    }
+    let canonical = fs::canonicalize(path).map_err(unusable)?;
+    if is_mounted(&canonical) {
+        return Err(unusable(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "something is mounted there already: unmount it first",
+        )));
+    }
+    Ok(())
+}
+
+/// Checks that the FUSE device is there.
+pub fn check_device() -> Result<(), MountError> {
+    open_device().map(drop)
+}
+
+fn open_device() -> Result<fs::File, MountError> {
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(DEVICE)
+        .map_err(MountError::NoFuseDevice)
+}
+
+/// Tells whether a FUSE filesystem is mounted exactly here.
+fn is_mounted(canonical: &Path) -> bool {
+    let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else {
+        return false;
+    };
+    // proc_pid_mountinfo(5): the fifth field is the mountpoint, the type follows the separator.
+    table.lines().any(|line| {
+        let mut fields = line.split(' ');
+        let at = fields.nth(4).map(unescape);
+        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
+        at.as_deref() == Some(canonical.as_os_str().as_bytes()) && kind.is_some_and(|kind| kind.starts_with("fuse"))
+    })
+}
+
+/// Undoes the octal escapes of the mount table.
+fn unescape(field: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(value) if byte == b'\\' => {
+                out.push(value);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+fn flags(options: &MountOptions) -> MountFlags {
+    // As every mount of a user's: no privileges come from inside.
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    flags.set(MountFlags::RDONLY, options.read_only);
+    for option in &options.kernel_options {
+        if let Some((_, flag, set)) = FLAGS.iter().find(|(name, ..)| name == option) {
+            flags.set(*flag, *set);
+        }
+    }
+    flags
+}
+
+fn mount_as_root(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let device = open_device()?;
+    let stat = fs::metadata(path).map_err(|source| unusable(path, source))?;
+    let mut data = format!(
+        "fd={},rootmode={:o},user_id={},group_id={},default_permissions,max_read={MAX_READ}",
+        device.as_raw_fd(),
+        stat.mode() & libc::S_IFMT,
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let data = CString::new(data).map_err(|_| MountError::Refused(io::ErrorKind::InvalidInput.into()))?;
+    rustix::mount::mount(options.fsname.as_str(), path, TYPE, flags(options), &*data).map_err(|errno| match errno {
+        rustix::io::Errno::NODEV => MountError::NoFuseDevice(errno.into()),
+        _ => MountError::Refused(errno.into()),
+    })?;
+    Ok(device.into())
+}
+
+/// Has fusermount3, which is installed with root's rights, mount for this user and pass the connection back.
+fn mount_with_fusermount(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let (ours, theirs) = UnixStream::pair().map_err(MountError::Session)?;
+    let mut words = vec![
+        format!("fsname={}", options.fsname.replace('\\', "\\\\").replace(',', "\\,")),
+        "subtype=hushfs".to_owned(),
+        "default_permissions".to_owned(),
+        format!("max_read={MAX_READ}"),
+    ];
+    if options.read_only {
+        words.push("ro".to_owned());
+    }
+    if options.allow_other {
+        words.push("allow_other".to_owned());
+    }
+    words.extend(options.kernel_options.iter().cloned());
+    let mut command = Command::new(FUSERMOUNT);
+    command
+        .arg("-o")
+        .arg(words.join(","))
+        .arg("--")
+        .arg(path)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let inherited = theirs.as_raw_fd();
+    // SAFETY: fcntl is async-signal-safe, and the descriptor stays open until the child was made.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(inherited, libc::F_SETFD, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => MountError::NoFusermount,
+        _ => MountError::Session(error),
+    })?;
+    drop(theirs);
+    let device = receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(MountError::Session)?;
+    match device {
+        Ok(device) if output.status.success() => Ok(device),
+        Err(error) if output.status.success() => Err(MountError::Session(error)),
+        _ => Err(fusermount_error(&output.stderr)),
+    }
+}
+
+fn fusermount_error(stderr: &[u8]) -> MountError {
+    let words = String::from_utf8_lossy(stderr);
+    let words = words.trim().trim_start_matches("fusermount3: ");
+    let words = words.replace(
+        "'user_allow_other' is set in /etc/fuse.conf",
+        "user_allow_other is set in /etc/fuse.conf: ask the administrator",
+    );
+    MountError::Fusermount(words)
+}
+
+fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message
+            && let Some(descriptor) = descriptors.next()
+        {
+            return Ok(descriptor);
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Unmounts; `lazy` detaches a mount that is in use.
+pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
+    if rustix::process::geteuid().is_root() {
+        let flags = if lazy {
+            UnmountFlags::DETACH
+        } else {
+            UnmountFlags::empty()
+        };
+        let flags = flags | UnmountFlags::NOFOLLOW;
+        return rustix::mount::unmount(path, flags).map_err(|errno| unusable(path, errno.into()));
+    }
+    let mut command = Command::new(FUSERMOUNT);
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(path);
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::NoFusermount,
+            _ => MountError::Session(error),
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    if String::from_utf8_lossy(&output.stderr).contains("busy") {
+        return Err(unusable(path, io::Error::from_raw_os_error(libc::EBUSY)));
+    }
+    Err(fusermount_error(&output.stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_of_the_mount_table_are_undone() {
+        assert_eq!(unescape("/a\\040b\\134c"), b"/a b\\c");
+        assert_eq!(unescape("/plain"), b"/plain");
+        assert_eq!(unescape("/odd\\9"), b"/odd\\9");
+    }
+
+    #[test]
+    fn the_root_is_no_fuse_mount() {
+        assert!(!is_mounted(Path::new("/")));
+    }
+}
