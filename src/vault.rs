@@ -304,11 +304,14 @@ impl Vault {
             place,
             next_place,
         };
+        // A header is no change that anyone should see in the directory's time of modification.
+        let before = dir.stat_self()?;
         dir.replace(
             name::DIRECTORY_HEADER,
             &name::temporary_file(name::DIRECTORY_HEADER),
             &header.encode(&self.directory_header_key),
         )?;
+        dir.keep_modified(&before)?;
         Ok(())
     }
 

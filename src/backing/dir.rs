@@ -402,6 +402,15 @@ impl Dir {
         Ok(fs::futimens(&self.fd, times)?)
     }
 
+    /// Puts the directory's time of modification back to what it was.
+    ///
+    /// # Errors
+    ///
+    /// What futimens(3) gives.
+    pub fn keep_modified(&self, before: &Stat) -> io::Result<()> {
+        self.set_times_self(&super::file::only_modified(before))
+    }
+
     /// Changes the directory's own mode.
     ///
     /// # Errors

@@ -98,6 +98,20 @@ impl BackingFile {
     }
 }
 
+/// Returns times that set the last modification to what it was, and nothing else.
+pub(super) fn only_modified(before: &Stat) -> Timestamps {
+    Timestamps {
+        last_access: fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: fs::UTIME_OMIT,
+        },
+        last_modification: fs::Timespec {
+            tv_sec: before.st_mtime,
+            tv_nsec: before.st_mtime_nsec as _,
+        },
+    }
+}
+
 impl Storage for BackingFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.stat()?.st_size as u64)
@@ -138,17 +152,7 @@ impl Storage for BackingFile {
     fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let before = self.stat()?;
         self.write_at(buf, offset).map_err(|short| short.error)?;
-        let times = Timestamps {
-            last_access: fs::Timespec {
-                tv_sec: 0,
-                tv_nsec: fs::UTIME_OMIT,
-            },
-            last_modification: fs::Timespec {
-                tv_sec: before.st_mtime,
-                tv_nsec: before.st_mtime_nsec as _,
-            },
-        };
-        Ok(fs::futimens(&self.fd, &times)?)
+        Ok(fs::futimens(&self.fd, &only_modified(&before))?)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

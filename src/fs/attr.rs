@@ -16,6 +16,9 @@ pub struct Time {
     pub nanos: u32,
 }
 
+/// The size every directory shows, in bytes.
+const DIRECTORY_SIZE: u64 = 4096;
+
 /// A file's attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
@@ -54,6 +57,8 @@ impl Attr {
             size: match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile => layout.plain_size(CipherSize(size)).0,
                 FileType::Symlink => link::inline_len(size as usize).unwrap_or(0) as u64,
+                // On some filesystems it counts the names, hushfs's own among them.
+                FileType::Directory => DIRECTORY_SIZE,
                 _ => size,
             },
             blocks: stat.st_blocks as u64,
