@@ -22,7 +22,7 @@ pub use self::{
 };
 use super::{EpochKeys, Vault};
 use crate::{
-    backing::Dir,
+    backing::{Dir, RawEntry},
     crypto::{
         keys::{EpochKey, MacKey, NamesRoot, WrappingKey},
         locked::LockedKey,
@@ -129,6 +129,22 @@ impl VaultHome {
             keystore,
             mac_key,
         })
+    }
+
+    /// Tells whether a vault could be made in a directory, before a passphrase is thought of; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`create`](Self::create).
+    pub fn check_free(path: &Path) -> Result<(), CreateError> {
+        match Dir::open(path) {
+            Ok(dir) => check_empty(&dir, path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(CreateError::Io {
+                path: path.to_owned(),
+                source,
+            }),
+        }
     }
 
     /// Enters a vault's directory: locks it and reads its files.
@@ -298,12 +314,21 @@ fn make_directory(path: &Path) -> Result<Dir, CreateError> {
         io::ErrorKind::WouldBlock => CreateError::InUse { path: path.to_owned() },
         _ => io_error(source),
     })?;
-    let entries = dir.entries().map_err(io_error)?;
+    check_empty(&dir, path)?;
+    Ok(dir)
+}
+
+/// Makes sure that nothing is in the directory of a coming vault, but what an interrupted write left.
+fn check_empty(dir: &Dir, path: &Path) -> Result<(), CreateError> {
+    let entries = dir.entries().map_err(|source| CreateError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
     let has = |file: &str| entries.iter().any(|entry| entry.name == file.as_bytes());
     if has(VAULT_HEADER) {
         return Err(CreateError::IsVault { path: path.to_owned() });
     }
-    let others = |entry: &&crate::backing::RawEntry| {
+    let others = |entry: &&RawEntry| {
         entry.name != KEYSTORE.as_bytes() && !matches!(name::shape(&entry.name), Shape::Dots | Shape::Temporary)
     };
     if let Some(entry) = entries.iter().find(others) {
@@ -315,7 +340,7 @@ fn make_directory(path: &Path) -> Result<Dir, CreateError> {
     if has(KEYSTORE) {
         return Err(CreateError::Unfinished { path: path.to_owned() });
     }
-    Ok(dir)
+    Ok(())
 }
 
 /// Replaces one of the vault's two files, durably.
