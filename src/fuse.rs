@@ -18,6 +18,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
+pub use self::mountpoint::{Mounted, find_mount, is_kernel_option};
 use self::{adapter::Adapter, mountpoint::Mountpoint};
 use crate::fs::Fs;
 

@@ -3,9 +3,11 @@
 //! Modules stand on floors, each using only lower ones; `docs/ARCHITECTURE.md` has the map.
 
 pub mod backing;
+pub mod cli;
 pub mod crypto;
 pub mod format;
 pub mod fs;
+pub mod fsck;
 pub mod fuse;
 pub mod ids;
 pub mod keystore;

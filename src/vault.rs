@@ -4,6 +4,8 @@
 
 pub mod content;
 pub mod file;
+pub mod home;
+pub mod rewrap;
 
 use std::{collections::BTreeMap, fmt, io};
 
@@ -337,9 +339,18 @@ impl Vault {
             }
             Err(error) => return Err(error.into()),
         };
-        let damaged = |error| VaultError::HeaderDamaged(file, error);
-        let header = UnverifiedHeader::decode(&bytes).map_err(damaged)?;
+        let header = self.verify_header(file, &bytes)?;
         bytes.zeroize();
+        if header.fields.directory != directory {
+            return Err(VaultError::HeaderMisplaced(file));
+        }
+        Ok(header)
+    }
+
+    /// Verifies a file's header, wherever it lies.
+    fn verify_header(&self, file: FileId, bytes: &[u8]) -> Result<FileHeader, VaultError> {
+        let damaged = |error| VaultError::HeaderDamaged(file, error);
+        let header = UnverifiedHeader::decode(bytes).map_err(damaged)?;
         let key = self.epochs.wrapping_key(header.epoch())?;
         let header = header
             .verify(self.id, key)
@@ -350,10 +361,23 @@ impl Vault {
         if header.fields.suite != self.layout.suite() {
             return Err(damaged(FormatError::OutOfRange("suite")));
         }
-        if header.fields.directory != directory {
-            return Err(VaultError::HeaderMisplaced(file));
-        }
         Ok(header)
+    }
+
+    /// Verifies a file's header and encodes it anew under the current epoch; nothing when it is of that already.
+    ///
+    /// The directory stays the one that the header names, whether it lies there or not: whoever opens the file compares.
+    ///
+    /// # Errors
+    ///
+    /// The [`VaultError`] that says what is wrong with it.
+    pub fn rewrap_header(&self, file: FileId, bytes: &[u8]) -> Result<Option<[u8; HEADER_SIZE]>, VaultError> {
+        let mut header = self.verify_header(file, bytes)?;
+        if header.fields.epoch == self.epochs.current() {
+            return Ok(None);
+        }
+        header.fields.epoch = self.epochs.current();
+        self.encode_header(&header).map(Some)
     }
 
     /// Stores a header in the directory it names. It is not durable yet.

@@ -208,7 +208,7 @@ impl Dir {
     ///
     /// What any step gives; the old version stands then.
     pub fn replace(&self, name: &str, temporary: &str, bytes: &[u8]) -> io::Result<()> {
-        let file = self.write_small(temporary, bytes)?;
+        let file = self.write_replacement(name, temporary, bytes)?;
         let replaced = file
             .sync_all()
             .and_then(|()| self.rename(temporary, self, name, RenameFlags::empty()));
@@ -217,6 +217,27 @@ impl Dir {
         }
         replaced?;
         self.sync()
+    }
+
+    /// Writes the coming version of a small file under a temporary name, with the owner and mode of the present one. It is not durable yet.
+    ///
+    /// # Errors
+    ///
+    /// What creating or writing gives; no temporary file is left then.
+    pub fn write_replacement(&self, name: &str, temporary: &str, bytes: &[u8]) -> io::Result<BackingFile> {
+        let file = self.write_small(temporary, bytes)?;
+        if let Ok(old) = self.stat_raw(name)
+            && FileType::from_raw_mode(old.st_mode) == FileType::RegularFile
+        {
+            // Root may work on a vault of someone else's, who must be able to read the new version. Who is not root has no owner to give.
+            let _ = fs::fchown(
+                file.fd(),
+                Some(Uid::from_raw(old.st_uid)),
+                Some(Gid::from_raw(old.st_gid)),
+            );
+            let _ = fs::fchmod(file.fd(), Mode::from_raw_mode(old.st_mode & 0o777));
+        }
+        Ok(file)
     }
 
     /// Makes the directory's names durable.

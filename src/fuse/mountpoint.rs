@@ -1,14 +1,14 @@
 //! Mounts and unmounts: by mount(2) as root, with the help of fusermount3 otherwise.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, OsString},
     fs,
     io::{self, IoSliceMut},
     mem::MaybeUninit,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
-            ffi::OsStrExt,
+            ffi::{OsStrExt, OsStringExt},
             fs::{MetadataExt, OpenOptionsExt},
             net::UnixStream,
             process::CommandExt,
@@ -134,18 +134,62 @@ fn open_device() -> Result<fs::File, MountError> {
         .map_err(MountError::NoFuseDevice)
 }
 
+/// A mount of a vault, as the mount table has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// What was given as its name: the vault's path unless the user chose another.
+    pub fsname: PathBuf,
+    /// Nothing can be changed.
+    pub read_only: bool,
+}
+
+/// Finds the vault that is mounted exactly here; the path must be without symbolic links.
+pub fn find_mount(canonical: &Path) -> Option<Mounted> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // The last one is on top.
+    table
+        .lines()
+        .filter_map(MountLine::parse)
+        .rfind(|line| line.mountpoint == canonical.as_os_str().as_bytes())
+        .filter(|line| line.kind.as_bytes() == TYPE.to_bytes())
+        .map(|line| Mounted {
+            fsname: OsString::from_vec(line.source).into(),
+            read_only: line.options.split(',').any(|option| option == "ro"),
+        })
+}
+
 /// Tells whether a FUSE filesystem is mounted exactly here.
 fn is_mounted(canonical: &Path) -> bool {
     let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else {
         return false;
     };
-    // proc_pid_mountinfo(5): the fifth field is the mountpoint, the type follows the separator.
-    table.lines().any(|line| {
-        let mut fields = line.split(' ');
-        let at = fields.nth(4).map(unescape);
-        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
-        at.as_deref() == Some(canonical.as_os_str().as_bytes()) && kind.is_some_and(|kind| kind.starts_with("fuse"))
-    })
+    table
+        .lines()
+        .filter_map(MountLine::parse)
+        .any(|line| line.mountpoint == canonical.as_os_str().as_bytes() && line.kind.starts_with("fuse"))
+}
+
+/// A line of /proc/self/mountinfo, as far as it matters here.
+struct MountLine<'l> {
+    mountpoint: Vec<u8>,
+    options: &'l str,
+    kind: &'l str,
+    source: Vec<u8>,
+}
+
+impl<'l> MountLine<'l> {
+    /// Takes a line apart as proc_pid_mountinfo(5) has it: how many fields stand before the separator differs.
+    fn parse(line: &'l str) -> Option<Self> {
+        let (front, back) = line.split_once(" - ")?;
+        let mut front = front.split(' ').skip(4);
+        let mut back = back.split(' ');
+        Some(MountLine {
+            mountpoint: unescape(front.next()?),
+            options: front.next()?,
+            kind: back.next()?,
+            source: unescape(back.next()?),
+        })
+    }
 }
 
 /// Undoes the octal escapes of the mount table.
@@ -317,6 +361,16 @@ mod tests {
         assert_eq!(unescape("/a\\040b\\134c"), b"/a b\\c");
         assert_eq!(unescape("/plain"), b"/plain");
         assert_eq!(unescape("/odd\\9"), b"/odd\\9");
+    }
+
+    #[test]
+    fn a_line_of_the_mount_table_is_taken_apart() {
+        let line = "98 29 0:52 / /mnt/a\\040b ro,nosuid shared:3 - fuse.hushfs /srv/the\\040vault ro,user_id=0";
+        let line = MountLine::parse(line).unwrap();
+        assert_eq!(line.mountpoint, b"/mnt/a b");
+        assert_eq!((line.options, line.kind), ("ro,nosuid", "fuse.hushfs"));
+        assert_eq!(line.source, b"/srv/the vault");
+        assert!(MountLine::parse("98 29").is_none());
     }
 
     #[test]

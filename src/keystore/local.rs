@@ -283,6 +283,18 @@ impl LocalKeystore {
         Ok(version)
     }
 
+    /// Tells whether a blob is wrapped under the newest material of a key. If not, whoever was shut out since may be able to open it.
+    pub fn is_under_newest(&self, key: &KeyHandle, wrapped: &WrappedKey) -> bool {
+        let newest = self
+            .key_index(key)
+            .ok()
+            .and_then(|at| self.body.keys[at].materials.last());
+        match (newest, decode_blob(wrapped)) {
+            (Some(newest), Some((version, _))) => newest.version == version,
+            _ => false,
+        }
+    }
+
     /// Returns the lowest number that a vault's current epoch may have, if the keystore has a record of the vault.
     pub fn epoch_floor(&self, vault: VaultId) -> Option<Epoch> {
         let at = self.vault_index(vault).ok()?;

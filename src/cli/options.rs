@@ -1,0 +1,192 @@
+//! What mount(8), mount.fuse(8) and fstab say, in their own ways.
+
+use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::Path};
+
+use clap::CommandFactory;
+
+use super::{
+    CliResult,
+    args::{Cli, MountArgs, parse_time},
+    error::CliError,
+};
+use crate::fuse;
+
+/// Mount options that mean something to mount(8), systemd or libfuse, and nothing here.
+const IGNORED: [&str; 14] = [
+    "defaults",
+    "rw",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "silent",
+    "loud",
+    "default_permissions",
+];
+
+const IGNORED_PREFIXES: [&str; 4] = ["x-", "X-", "comment=", "subtype="];
+
+/// Turns the ways in which others call hushfs into `hushfs mount`; nothing when mount(8) only pretends.
+///
+/// mount.fuse(8) calls `hushfs VAULT MOUNTPOINT -o OPTIONS`. As `mount.fuse.hushfs`, a link to hushfs, mount(8) itself calls
+/// `mount.fuse.hushfs VAULT MOUNTPOINT [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`.
+pub fn as_command(arguments: Vec<OsString>) -> Option<Vec<OsString>> {
+    let own_name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if own_name.is_some_and(|name| name.as_bytes().starts_with(b"mount.")) {
+        return as_mount_helper(arguments);
+    }
+    let is_vault = |argument: &OsString| {
+        let known = Cli::command()
+            .get_subcommands()
+            .any(|command| argument == command.get_name() || command.get_all_aliases().any(|alias| argument == alias));
+        // A mistyped command is not taken for a vault.
+        !known && !argument.as_bytes().starts_with(b"-") && argument.as_bytes().contains(&b'/')
+    };
+    let mut arguments = arguments;
+    if arguments.get(1).is_some_and(is_vault) {
+        arguments.insert(1, "mount".into());
+    }
+    Some(arguments)
+}
+
+fn as_mount_helper(arguments: Vec<OsString>) -> Option<Vec<OsString>> {
+    let mut command: Vec<OsString> = vec!["hushfs".into(), "mount".into()];
+    let mut others = true;
+    let mut rest = arguments.into_iter().skip(1);
+    while let Some(argument) = rest.next() {
+        match argument.as_bytes() {
+            b"-f" => return None,
+            b"-s" | b"-n" => {}
+            b"-N" | b"-t" => drop(rest.next()),
+            b"-o" => {
+                let options = rest.next().unwrap_or_default();
+                others &= !options
+                    .as_bytes()
+                    .split(|&byte| byte == b',')
+                    .any(|o| o == b"noallow_other");
+                command.extend(["-o".into(), options]);
+            }
+            _ => command.push(argument),
+        }
+    }
+    // As every filesystem in fstab does.
+    if others {
+        command.push("--allow-other".into());
+    }
+    Some(command)
+}
+
+/// Works the options of `-o` into the other arguments, and returns those that are for the kernel.
+pub fn apply(args: &mut MountArgs) -> CliResult<Vec<String>> {
+    let mut for_kernel = Vec::new();
+    let joined = std::mem::take(&mut args.options).join(",");
+    for option in joined.split(',').filter(|option| !option.is_empty()) {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        match (name, value) {
+            ("ro", None) => args.ro = true,
+            ("rw", None) => args.ro = false,
+            ("allow_other", None) => args.allow_other = true,
+            ("noallow_other", None) => args.allow_other = false,
+            ("shared", None) => args.shared = true,
+            ("recovery", None) => args.unlock.recovery = true,
+            ("fsname", Some(value)) => set(option, &mut args.fsname, value.to_owned())?,
+            ("log-file" | "log_file", Some(value)) => set(option, &mut args.log_file, value.into())?,
+            ("passfile", Some(value)) => set(option, &mut args.unlock.secret.passfile, value.into())?,
+            ("extpass", Some(value)) => set(option, &mut args.unlock.secret.extpass, value.to_owned())?,
+            ("key-file" | "keyfile", Some(value)) => set(option, &mut args.unlock.secret.key_file, value.into())?,
+            ("credential", Some(value)) => set(option, &mut args.unlock.secret.credential, value.to_owned())?,
+            ("slot", Some(value)) => set(option, &mut args.unlock.slot, value.to_owned())?,
+            ("idle", Some(value)) => {
+                let time = parse_time(value).map_err(|reason| CliError::OptionValue {
+                    option: option.to_owned(),
+                    reason,
+                })?;
+                set(option, &mut args.idle, time)?;
+            }
+            _ if is_ignored(option) => {}
+            _ if fuse::is_kernel_option(option) => for_kernel.push(option.to_owned()),
+            _ => return Err(CliError::UnknownOption(option.to_owned())),
+        }
+    }
+    Ok(for_kernel)
+}
+
+fn set<T>(option: &str, place: &mut Option<T>, value: T) -> CliResult {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(CliError::OptionTwice(option.to_owned())),
+    }
+}
+
+fn is_ignored(option: &str) -> bool {
+    IGNORED.contains(&option) || IGNORED_PREFIXES.iter().any(|prefix| option.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::Command;
+
+    fn command(words: &str) -> Option<String> {
+        let words = words.split(' ').map(OsString::from).collect();
+        as_command(words).map(|words| words.join(" ".as_ref()).into_string().unwrap())
+    }
+
+    fn mount_args(options: &str) -> MountArgs {
+        let cli = Cli::try_parse_from(["hushfs", "mount", "/v", "/m", "-o", options]).unwrap();
+        match cli.command {
+            Command::Mount(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn others_call_hushfs_in_their_own_ways() {
+        assert_eq!(
+            command("hushfs /v /m -o rw,dev").unwrap(),
+            "hushfs mount /v /m -o rw,dev"
+        );
+        assert_eq!(command("hushfs ls /v").unwrap(), "hushfs ls /v");
+        assert_eq!(command("hushfs umount /m").unwrap(), "hushfs umount /m");
+        assert_eq!(command("hushfs inti /v").unwrap(), "hushfs inti /v");
+        assert_eq!(
+            command("/sbin/mount.fuse.hushfs /v /m -s -n -t fuse.hushfs -o noauto").unwrap(),
+            "hushfs mount /v /m -o noauto --allow-other"
+        );
+        assert_eq!(
+            command("mount.hushfs /v /m -o ro,noallow_other").unwrap(),
+            "hushfs mount /v /m -o ro,noallow_other"
+        );
+        assert_eq!(command("mount.hushfs /v /m -f"), None);
+    }
+
+    #[test]
+    fn options_become_arguments_or_go_to_the_kernel() {
+        let mut args =
+            mount_args("rw,nosuid,noatime,passfile=/p,idle=10m,shared,fsname=x=y,nofail,x-systemd.automount,ro");
+        assert_eq!(apply(&mut args).unwrap(), ["nosuid", "noatime"]);
+        assert!(args.ro && args.shared && !args.allow_other);
+        assert_eq!(args.unlock.secret.passfile.as_deref(), Some(Path::new("/p")));
+        assert_eq!(args.idle.unwrap().as_secs(), 600);
+        assert_eq!(args.fsname.as_deref(), Some("x=y"));
+    }
+
+    #[test]
+    fn what_is_no_option_is_named() {
+        let error = |options| apply(&mut mount_args(options)).unwrap_err();
+        assert!(matches!(error("ro,fast"), CliError::UnknownOption(option) if option == "fast"));
+        assert!(matches!(error("ro=1"), CliError::UnknownOption(_)));
+        assert!(matches!(error("idle=soon"), CliError::OptionValue { .. }));
+        assert!(matches!(error("idle=1m,idle=2m"), CliError::OptionTwice(_)));
+    }
+}

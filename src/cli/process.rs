@@ -1,0 +1,87 @@
+//! What the process asks of the system: no core dumps, enough descriptors, ignored signals, the log.
+
+use std::io::Write;
+
+use log::LevelFilter;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+
+use super::args::Command;
+
+/// Descriptors asked for as root; the kernel's own limit is often the same.
+const DESCRIPTORS_AS_ROOT: u64 = 1 << 20;
+
+/// Of so many descriptors one may be held by a cache: files and directories each take as many again while they are open.
+const DESCRIPTORS_PER_CACHED: u64 = 8;
+
+/// Keeps secrets out of core dumps and away from debuggers, before there are any; ignores signals that would end a mount.
+pub fn harden() {
+    // A core dump holds what memory holds: keys. Neither can fail for who lowers a limit, and there is nobody to tell yet.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, none);
+    // This makes the files in /proc/self root's, but the process itself may use them still: descriptors are reached through there.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // SIGPIPE is ignored by the Rust runtime. Writing beyond RLIMIT_FSIZE shall be an error of that write.
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Raises the limit on open files as far as it goes, and returns how many descriptors caches may hold.
+pub fn raise_descriptor_limit() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    if rustix::process::geteuid().is_root() {
+        let system = std::fs::read_to_string("/proc/sys/fs/nr_open");
+        let system = system.ok().and_then(|text| text.trim().parse().ok());
+        let wanted = Some(DESCRIPTORS_AS_ROOT.min(system.unwrap_or(DESCRIPTORS_AS_ROOT)));
+        if limit.maximum.is_some() && limit.maximum < wanted {
+            let raised = Rlimit {
+                current: wanted,
+                maximum: wanted,
+            };
+            // A container may forbid it; then the limit stays.
+            let _ = setrlimit(Resource::Nofile, raised);
+            limit = getrlimit(Resource::Nofile);
+        }
+    }
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS_AS_ROOT);
+    (now / DESCRIPTORS_PER_CACHED).clamp(16, 8192) as usize
+}
+
+/// Starts the log: on standard error, which a background process turns to its log file.
+pub fn start_log(verbose: u8, command: &Command) {
+    let (has_file, in_service) = match command {
+        Command::Mount(args) => (args.log_file.is_some(), true),
+        _ => (false, false),
+    };
+    let level = match verbose {
+        0 if has_file => LevelFilter::Info,
+        0 => LevelFilter::Warn,
+        1 => LevelFilter::Info,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    env_logger::Builder::new()
+        .filter_level(level)
+        .format(move |out, record| {
+            if in_service {
+                let now = humantime::format_rfc3339_millis(std::time::SystemTime::now());
+                writeln!(out, "{now} {:5} {}", record.level(), record.args())
+            } else {
+                let level = record.level().as_str().to_lowercase();
+                writeln!(out, "hushfs: {level}: {}", record.args())
+            }
+        })
+        .init();
+}
+
+/// Returns the time in seconds since 1970.
+pub fn now() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
+}

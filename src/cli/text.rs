@@ -1,0 +1,101 @@
+//! How things are written for people: times, sizes, modes, names from the vault.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustix::fs::FileType;
+
+use crate::format::keystore::{Slot, SlotKind};
+
+/// The last second of the year 9999, which is the last that the usual form can tell.
+const TIME_MAX: u64 = 253_402_300_799;
+
+/// Writes a time in seconds since 1970. It may come from a file that nobody has authenticated.
+pub fn time(seconds: u64) -> String {
+    if seconds > TIME_MAX {
+        return format!("{seconds} seconds after 1970");
+    }
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+}
+
+/// Writes the kind of a slot, with what a guess costs.
+pub fn slot_kind(slot: &Slot) -> String {
+    match &slot.kind {
+        SlotKind::Passphrase(hardness) => format!(
+            "passphrase (Argon2id, {} MiB, {} passes)",
+            hardness.memory_kib / 1024,
+            hardness.passes
+        ),
+        SlotKind::KeyFile => "key file".to_owned(),
+        SlotKind::Recovery => "recovery key".to_owned(),
+    }
+}
+
+/// Writes the kind of a slot as one word.
+pub fn slot_kind_word(slot: &Slot) -> &'static str {
+    match slot.kind {
+        SlotKind::Passphrase(_) => "passphrase",
+        SlotKind::KeyFile => "key-file",
+        SlotKind::Recovery => "recovery-key",
+    }
+}
+
+/// Writes kind and permissions as ls(1) does.
+pub fn mode(mode: u32) -> String {
+    let kind = match FileType::from_raw_mode(mode) {
+        FileType::Directory => 'd',
+        FileType::Symlink => 'l',
+        FileType::Fifo => 'p',
+        FileType::Socket => 's',
+        FileType::CharacterDevice => 'c',
+        FileType::BlockDevice => 'b',
+        _ => '-',
+    };
+    let mut text = String::from(kind);
+    for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (bits & 1 != 0, mode & special != 0) {
+            (true, true) => letter,
+            (false, true) => letter.to_ascii_uppercase(),
+            (true, false) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+/// Makes a name from the vault fit for a terminal: control characters could do anything to one.
+pub fn printable(name: &[u8]) -> String {
+    String::from_utf8_lossy(name)
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_read_as_those_of_ls() {
+        assert_eq!(mode(0o100644), "-rw-r--r--");
+        assert_eq!(mode(0o041777), "drwxrwxrwt");
+        assert_eq!(mode(0o104750), "-rwsr-x---");
+        assert_eq!(mode(0o102640), "-rw-r-S---");
+        assert_eq!(mode(0o120777), "lrwxrwxrwx");
+    }
+
+    #[test]
+    fn no_time_in_a_file_is_too_much() {
+        assert_eq!(time(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time(TIME_MAX), "9999-12-31T23:59:59Z");
+        assert_eq!(time(u64::MAX), "18446744073709551615 seconds after 1970");
+    }
+
+    #[test]
+    fn a_name_cannot_command_the_terminal() {
+        assert_eq!(printable(b"a\x1b[2Jb"), "a\u{fffd}[2Jb");
+        assert_eq!(printable("ä".as_bytes()), "ä");
+    }
+}

@@ -1,0 +1,261 @@
+//! Reads a vault without mounting it: `ls` and `cat`, and what `verify` and `export` go by.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal, Write},
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path},
+};
+
+use rustix::fs::FileType;
+
+use super::{
+    CliResult,
+    args::{CatArgs, LsArgs, VaultArgs},
+    error::CliError,
+    process, secret, text,
+};
+use crate::{
+    fs::{Attr, Found, Fs, FsError, FsOptions, ROOT},
+    vault::home::{Lock, VaultHome},
+};
+
+/// Bytes read at a time.
+pub const CHUNK: usize = 1 << 20;
+
+/// A vault opened for reading.
+pub struct View {
+    /// The filesystem.
+    pub fs: Fs,
+    /// Holds the lock.
+    _home: VaultHome,
+}
+
+/// A file found in a view.
+#[derive(Clone)]
+pub struct Place {
+    /// The path, for messages; without a leading slash.
+    pub path: Vec<u8>,
+    /// The node's number.
+    pub id: u64,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+/// A directory's entry; [`View::forget`] lets go of it.
+pub struct Entry {
+    /// The name.
+    pub name: Vec<u8>,
+    /// The file.
+    pub place: Place,
+}
+
+impl View {
+    /// Opens a vault for reading, together with others that read.
+    pub fn open(args: &VaultArgs) -> CliResult<Self> {
+        let home = VaultHome::enter(&args.vault, Lock::Shared)?;
+        let unlock = secret::unlock(&args.vault, &args.unlock)?;
+        let choice = secret::choice(&home, args.unlock.slot.as_deref());
+        let (vault, home) = home.open(&unlock, &choice)?.into_vault();
+        let io_error = |source| CliError::File {
+            path: args.vault.clone(),
+            source,
+        };
+        let root = home.open_dir().map_err(io_error)?;
+        let options = FsOptions {
+            read_only: true,
+            shared: false,
+            own_uid: rustix::process::geteuid().as_raw(),
+            own_gid: rustix::process::getegid().as_raw(),
+            cached_descriptors: process::raise_descriptor_limit(),
+        };
+        let fs = Fs::new(vault, root, options).map_err(|error| CliError::View {
+            path: args.vault.display().to_string(),
+            error,
+        })?;
+        Ok(View { fs, _home: home })
+    }
+
+    /// Finds a file by its path from the view's root. Links on the way are not followed.
+    pub fn find(&self, path: &Path) -> CliResult<Place> {
+        let failed = |error| CliError::View {
+            path: path.display().to_string(),
+            error,
+        };
+        let mut place = Place {
+            path: Vec::new(),
+            id: ROOT,
+            attr: self.fs.root_attr().map_err(failed)?,
+        };
+        for component in path.components() {
+            match component {
+                Component::RootDir | Component::CurDir => {}
+                Component::Normal(name) => {
+                    let found = self.fs.look_up(place.id, name.as_bytes()).map_err(failed)?;
+                    place = Place::new(&place.path, name.as_bytes(), &found);
+                }
+                Component::ParentDir | Component::Prefix(_) => return Err(failed(FsError::NotFound)),
+            }
+        }
+        Ok(place)
+    }
+
+    /// Lists a directory by name, without `.` and `..`.
+    pub fn entries(&self, place: &Place) -> Result<Vec<Entry>, FsError> {
+        let mut entries = Vec::new();
+        let mut position = 0;
+        loop {
+            let before = entries.len();
+            self.fs.list_plus(place.id, position, |listed| {
+                position = listed.entry.next;
+                if let Some(found) = &listed.found {
+                    entries.push(Entry {
+                        name: listed.entry.name.clone(),
+                        place: Place::new(&place.path, &listed.entry.name, found),
+                    });
+                }
+                true
+            })?;
+            if entries.len() == before {
+                break;
+            }
+        }
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(entries)
+    }
+
+    /// Lets go of a file that was found by listing.
+    pub fn forget(&self, place: &Place) {
+        self.fs.forget(place.id, 1);
+    }
+
+    /// Reads a file from begin to end.
+    pub fn read(&self, place: &Place, mut take: impl FnMut(&[u8]) -> CliResult) -> CliResult {
+        let mut buffer = Vec::new();
+        let mut offset = 0;
+        loop {
+            let range = self
+                .fs
+                .read(place.id, offset, CHUNK, &mut buffer)
+                .map_err(|error| place.error(error))?;
+            if range.is_empty() {
+                return Ok(());
+            }
+            offset += range.len() as u64;
+            take(&buffer[range])?;
+        }
+    }
+}
+
+impl Place {
+    fn new(parent: &[u8], name: &[u8], found: &Found) -> Self {
+        Place {
+            path: join(parent, name),
+            id: found.node.id,
+            attr: found.attr,
+        }
+    }
+
+    /// Says of an error which file it is about.
+    pub fn error(&self, error: FsError) -> CliError {
+        CliError::View {
+            path: self.printable_path(),
+            error,
+        }
+    }
+
+    /// Returns the path as it may be printed.
+    pub fn printable_path(&self) -> String {
+        if self.path.is_empty() {
+            "/".to_owned()
+        } else {
+            text::printable(&self.path)
+        }
+    }
+}
+
+fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() {
+        name.to_vec()
+    } else {
+        [parent, b"/", name].concat()
+    }
+}
+
+/// Lists directories.
+pub fn ls(args: &LsArgs) -> CliResult {
+    let view = View::open(&args.vault)?;
+    let root = [Path::new("/").to_owned()];
+    let paths = if args.paths.is_empty() { &root[..] } else { &args.paths };
+    let terminal = io::stdout().is_terminal();
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for (i, path) in paths.iter().enumerate() {
+        let place = view.find(path)?;
+        if place.attr.kind() != FileType::Directory {
+            let line = line(&view, &place, path.as_os_str().as_bytes(), args.long, terminal);
+            out.write_all(&line).map_err(CliError::Output)?;
+            continue;
+        }
+        if paths.len() > 1 {
+            let gap = if i > 0 { "\n" } else { "" };
+            writeln!(out, "{gap}{}:", path.display()).map_err(CliError::Output)?;
+        }
+        let entries = view.entries(&place).map_err(|error| place.error(error))?;
+        for entry in &entries {
+            let line = line(&view, &entry.place, &entry.name, args.long, terminal);
+            view.forget(&entry.place);
+            out.write_all(&line).map_err(CliError::Output)?;
+        }
+    }
+    out.flush().map_err(CliError::Output)
+}
+
+/// Returns an entry's line. A program that reads it gets the name as it is.
+fn line(view: &View, place: &Place, name: &[u8], long: bool, terminal: bool) -> Vec<u8> {
+    let shown = |name: &[u8]| {
+        if terminal {
+            text::printable(name).into_bytes()
+        } else {
+            name.to_vec()
+        }
+    };
+    let mut line = Vec::new();
+    if long {
+        let attr = &place.attr;
+        let mut front = String::new();
+        let _ = write!(
+            front,
+            "{} {:3} {:5} {:5} {:12} {} ",
+            text::mode(attr.mode),
+            attr.nlink,
+            attr.uid,
+            attr.gid,
+            attr.size,
+            text::time(attr.mtime.seconds.try_into().unwrap_or(0)),
+        );
+        line.extend_from_slice(front.as_bytes());
+    }
+    line.extend(shown(name));
+    if long && place.attr.kind() == FileType::Symlink {
+        match view.fs.read_link(place.id) {
+            Ok(target) => {
+                line.extend_from_slice(b" -> ");
+                line.extend(shown(&target));
+            }
+            Err(error) => line.extend(format!(" -> ({error})").into_bytes()),
+        }
+    }
+    line.push(b'\n');
+    line
+}
+
+/// Writes files to standard output.
+pub fn cat(args: &CatArgs) -> CliResult {
+    let view = View::open(&args.vault)?;
+    let mut out = io::stdout().lock();
+    for path in &args.paths {
+        let place = view.find(path)?;
+        view.read(&place, |bytes| out.write_all(bytes).map_err(CliError::Output))?;
+    }
+    out.flush().map_err(CliError::Output)
+}

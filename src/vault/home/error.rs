@@ -1,0 +1,190 @@
+//! Why a vault cannot be made or opened.
+
+use std::{fmt, io, path::PathBuf};
+
+use crate::{
+    format::{
+        FormatError,
+        name::{KEYSTORE, VAULT_HEADER},
+    },
+    ids::Epoch,
+    keystore::{KeyError, KeystoreError, UnlockError},
+};
+
+/// Why a vault does not open.
+#[derive(Debug)]
+pub enum OpenError {
+    /// There is no such directory.
+    NoDirectory { path: PathBuf },
+    /// The directory has neither vault header nor keystore.
+    NotAVault { path: PathBuf },
+    /// The directory has a keystore, but no vault header: it was lost, or the vault never finished.
+    HeaderMissing { path: PathBuf },
+    /// The directory has a vault header, but no keystore.
+    KeystoreMissing { path: PathBuf },
+    /// Another process uses the vault.
+    InUse { path: PathBuf },
+    /// A file was made by a newer version: its format version, or none when it is a feature.
+    Newer { file: &'static str, version: Option<u16> },
+    /// A file does not decode or authenticate.
+    Damaged { file: &'static str, error: FormatError },
+    /// The keystore does not open.
+    Unlock(UnlockError),
+    /// The key of the current epoch does not open.
+    Key(KeyError),
+    /// The vault header is older than one that the keystore has seen.
+    RolledBack {
+        /// The current epoch of the header.
+        current: Epoch,
+        /// The lowest one it may have.
+        lowest: Epoch,
+    },
+    /// A file or the directory cannot be read.
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// Says of a [`FormatError`] which file it is about; versions are told from damage.
+pub(super) fn in_file(file: &'static str) -> impl Fn(FormatError) -> OpenError {
+    move |error| match error {
+        FormatError::Newer(version) => OpenError::Newer {
+            file,
+            version: Some(version),
+        },
+        FormatError::UnknownFeature => OpenError::Newer { file, version: None },
+        error => OpenError::Damaged { file, error },
+    }
+}
+
+pub(super) fn of_unlock(error: UnlockError) -> OpenError {
+    match error {
+        UnlockError::Format(error) => in_file(KEYSTORE)(error),
+        error => OpenError::Unlock(error),
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::NoDirectory { path } => write!(f, "{}: no such directory", path.display()),
+            OpenError::NotAVault { path } => write!(
+                f,
+                "{}: not a vault (no {VAULT_HEADER} in it): make one with `hushfs init`",
+                path.display()
+            ),
+            OpenError::HeaderMissing { path } => write!(
+                f,
+                "{}: {VAULT_HEADER} is missing: put it back from a backup; if `hushfs init` was interrupted here, remove {KEYSTORE} and run it again",
+                path.display()
+            ),
+            OpenError::KeystoreMissing { path } => write!(
+                f,
+                "{}: {KEYSTORE} is missing: put it back from a backup",
+                path.display()
+            ),
+            OpenError::InUse { path } => write!(
+                f,
+                "{}: vault is in use by another hushfs (mounted?): unmount it or wait",
+                path.display()
+            ),
+            OpenError::Newer {
+                file,
+                version: Some(version),
+            } => write!(f, "{file}: {}: use a newer hushfs", FormatError::Newer(*version)),
+            OpenError::Newer { file, version: None } => {
+                write!(f, "{file}: {}: use a newer one", FormatError::UnknownFeature)
+            }
+            OpenError::Damaged { file, error } => {
+                write!(
+                    f,
+                    "{file}: {error}: put it back from a backup or the sync tool's history"
+                )
+            }
+            OpenError::Unlock(error) => error.fmt(f),
+            OpenError::Key(KeyError::Rejected { .. }) => write!(
+                f,
+                "{VAULT_HEADER} and {KEYSTORE} do not belong together: one is older or of another vault; wait for the sync tool to finish, or put both back from the same backup"
+            ),
+            OpenError::Key(error) => write!(f, "the key of the current epoch does not open: {error}"),
+            OpenError::RolledBack { current, lowest } => write!(
+                f,
+                "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back"
+            ),
+            OpenError::Io { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            OpenError::Damaged { error, .. } => Some(error),
+            OpenError::Unlock(error) => Some(error),
+            OpenError::Key(error) => Some(error),
+            OpenError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// Why a vault cannot be made.
+#[derive(Debug)]
+pub enum CreateError {
+    /// There is a vault already.
+    IsVault { path: PathBuf },
+    /// The directory holds something.
+    NotEmpty { path: PathBuf, entry: String },
+    /// The directory holds a keystore and nothing else: what an interrupted call leaves, or all that is left of a vault.
+    Unfinished { path: PathBuf },
+    /// Another process is making a vault there.
+    InUse { path: PathBuf },
+    /// The keystore has no key under the default alias.
+    NoDefaultKey,
+    /// The key of the first epoch could not be wrapped.
+    Key(KeyError),
+    /// The keystore could not take the vault.
+    Keystore(KeystoreError),
+    /// A limit of the format.
+    Format(FormatError),
+    /// The directory cannot be made, or a file not written.
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CreateError::IsVault { path } => write!(f, "{}: is a vault already", path.display()),
+            CreateError::NotEmpty { path, entry } => write!(
+                f,
+                "{}: directory is not empty ({entry:?} is in it): name an empty or a new one",
+                path.display()
+            ),
+            CreateError::Unfinished { path } => write!(
+                f,
+                "{}: holds a {KEYSTORE} and nothing else: if `hushfs init` was interrupted here, remove it and run init again; it may be what is left of a vault",
+                path.display()
+            ),
+            CreateError::InUse { path } => write!(
+                f,
+                "{}: in use by another hushfs: wait for it, or name another directory",
+                path.display()
+            ),
+            CreateError::NoDefaultKey => f.write_str("the keystore has no default key"),
+            CreateError::Key(error) => error.fmt(f),
+            CreateError::Keystore(error) => error.fmt(f),
+            CreateError::Format(error) => error.fmt(f),
+            CreateError::Io { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for CreateError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            CreateError::Key(error) => Some(error),
+            CreateError::Keystore(error) => Some(error),
+            CreateError::Format(error) => Some(error),
+            CreateError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Moves the headers of files to the current epoch, without touching contents and without the names of anything.
+//!
+//! A header says itself which directory it is for, so the walk needs no plaintext name: it goes through every directory of the backing
+//! tree, whatever it is called, and takes every file that has the shape of a header.
+//!
+//! An fsync for each of a million headers would take hours. So they are replaced in batches:
+//!
+//! 1. write the new versions under temporary names;
+//! 2. sync the filesystem, once;
+//! 3. rename each over its old version;
+//! 4. after the last batch, sync once more.
+//!
+//! A crash during 1 and 2 leaves the old versions, and temporary files that nobody reads; during 3 some headers are old and some new, each of them
+//! whole, since what is renamed is durable. Old and new versions open the same data. Starting again goes through all headers, passes over those
+//! that are of the current epoch, and removes temporary files. The vault must be locked for exclusive use: those of a running hushfs look the same.
+
+use std::{collections::BTreeSet, io, sync::Arc};
+
+use rustix::fs::{FileType, RenameFlags};
+
+use super::{Vault, VaultError};
+use crate::{
+    backing::Dir,
+    format::{
+        FormatError,
+        header::{HEADER_SIZE, UnverifiedHeader},
+        name::{self, Shape},
+    },
+    ids::{Epoch, FileId},
+};
+
+/// Headers replaced between two syncs.
+const BATCH_HEADERS_MAX: usize = 4096;
+
+/// Directories that a batch may span, for each holds a descriptor.
+const BATCH_DIRECTORIES_MAX: usize = 128;
+
+/// What was just done. Whoever observes the steps may stop after any by giving an error; what is on disk then is what a kill would leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// So many headers are to be looked at.
+    Counted(u64),
+    /// A header was looked at.
+    Examined,
+    /// A new version lies under its temporary name.
+    Written,
+    /// The batch is durable, or the end.
+    Synced,
+    /// A new version stands in the place of the old one.
+    Renamed,
+}
+
+/// What a walk found and did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Headers moved to the current epoch.
+    pub rewrapped: u64,
+    /// Headers that were of the current epoch.
+    pub current: u64,
+    /// Headers and directories that could not be read or do not open.
+    pub failed: Vec<Failure>,
+    /// Epochs that headers still name.
+    pub used: BTreeSet<Epoch>,
+}
+
+/// Something in the way.
+#[derive(Debug)]
+pub struct Failure {
+    /// Its path in the backing directory.
+    pub disk_path: String,
+    /// What is wrong with it.
+    pub error: VaultError,
+}
+
+impl Outcome {
+    /// Tells whether every header there is was seen and is of the current epoch: only then may older epochs be dropped.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty()
+    }
+}
+
+/// Moves every header below `root` to the vault's current epoch.
+///
+/// # Errors
+///
+/// What syncing, writing or renaming gives, or `observe`. Headers that cannot be read or opened are in the [`Outcome`] instead.
+pub fn rewrap(vault: &Vault, root: &Dir, observe: &mut dyn FnMut(Step) -> io::Result<()>) -> io::Result<Outcome> {
+    let root = Arc::new(root.open_dir(".")?);
+    let mut count = 0;
+    // What cannot be listed is reported by the second walk.
+    walk(&root, &mut |_, _, found| {
+        if let Ok(Found::Header(_)) = found {
+            count += 1;
+        }
+        Ok(())
+    })?;
+    observe(Step::Counted(count))?;
+    let mut run = Run {
+        vault,
+        root: root.clone(),
+        observe,
+        batch: Vec::new(),
+        directories: 0,
+        outcome: Outcome::default(),
+    };
+    walk(&root, &mut |dir, path, found| run.take(dir, path, found))?;
+    run.finish()
+}
+
+/// A rewrap under way.
+struct Run<'r> {
+    vault: &'r Vault,
+    root: Arc<Dir>,
+    observe: &'r mut dyn FnMut(Step) -> io::Result<()>,
+    /// Headers whose new version is written but not in place.
+    batch: Vec<(Arc<Dir>, FileId)>,
+    /// Directories in the batch.
+    directories: usize,
+    outcome: Outcome,
+}
+
+impl Run<'_> {
+    fn take(&mut self, dir: &Arc<Dir>, path: &str, found: io::Result<Found>) -> io::Result<()> {
+        match found {
+            Err(error) => {
+                self.fail(path.to_owned(), error.into());
+                Ok(())
+            }
+            Ok(Found::Temporary(entry)) => dir.unlink(&entry),
+            Ok(Found::Header(file)) => {
+                match self.examine(dir, file) {
+                    Ok(None) => self.outcome.current += 1,
+                    Ok(Some(bytes)) => self.write(dir, file, &bytes)?,
+                    Err(error) => self.fail(join(path, &name::header_file(file)), error),
+                }
+                (self.observe)(Step::Examined)
+            }
+        }
+    }
+
+    fn fail(&mut self, disk_path: String, error: VaultError) {
+        self.outcome.failed.push(Failure { disk_path, error });
+    }
+
+    /// Returns the new version of a header; nothing if it needs none.
+    fn examine(&mut self, dir: &Dir, file: FileId) -> Result<Option<[u8; HEADER_SIZE]>, VaultError> {
+        let bytes = match dir.read_small(&name::header_file(file), HEADER_SIZE) {
+            Ok(bytes) => bytes.ok_or(VaultError::HeaderMissing(file))?,
+            Err(error) if error.raw_os_error() == Some(libc::EFBIG) => {
+                return Err(VaultError::HeaderDamaged(file, FormatError::TrailingBytes));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let rewrapped = self.vault.rewrap_header(file, &bytes);
+        let names = match &rewrapped {
+            Ok(_) => Some(self.vault.epochs().current()),
+            Err(_) => UnverifiedHeader::decode(&bytes).ok().map(|header| header.epoch()),
+        };
+        self.outcome.used.extend(names);
+        rewrapped
+    }
+
+    fn write(&mut self, dir: &Arc<Dir>, file: FileId, bytes: &[u8]) -> io::Result<()> {
+        let (header, temporary) = (name::header_file(file), temporary_header(file));
+        dir.write_replacement(&header, &temporary, bytes)?;
+        if !self.batch.last().is_some_and(|(last, _)| Arc::ptr_eq(last, dir)) {
+            self.directories += 1;
+        }
+        self.batch.push((dir.clone(), file));
+        (self.observe)(Step::Written)?;
+        if self.batch.len() >= BATCH_HEADERS_MAX || self.directories >= BATCH_DIRECTORIES_MAX {
+            self.put_in_place()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the batch durable, then lets every new version take the place of the old one.
+    fn put_in_place(&mut self) -> io::Result<()> {
+        self.root.sync_filesystem()?;
+        (self.observe)(Step::Synced)?;
+        for (dir, file) in self.batch.drain(..) {
+            dir.rename(
+                &temporary_header(file),
+                &dir,
+                &name::header_file(file),
+                RenameFlags::empty(),
+            )?;
+            self.outcome.rewrapped += 1;
+            (self.observe)(Step::Renamed)?;
+        }
+        self.directories = 0;
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<Outcome> {
+        if !self.batch.is_empty() {
+            self.put_in_place()?;
+        }
+        if self.outcome.rewrapped > 0 {
+            self.root.sync_filesystem()?;
+            (self.observe)(Step::Synced)?;
+        }
+        Ok(self.outcome)
+    }
+}
+
+fn temporary_header(file: FileId) -> String {
+    name::temporary_file(&name::header_file(file))
+}
+
+/// What a walk comes upon.
+enum Found {
+    /// A file that has the shape of a header.
+    Header(FileId),
+    /// An unfinished replacement.
+    Temporary(String),
+}
+
+/// A directory on the way down, and the directories in it that are still to be visited.
+struct Level {
+    dir: Arc<Dir>,
+    path: String,
+    directories: Vec<String>,
+}
+
+/// Calls `visit` with every header and every unfinished replacement below a directory, or with the error of a directory that cannot be read.
+fn walk(
+    root: &Arc<Dir>,
+    visit: &mut dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()>,
+) -> io::Result<()> {
+    let device = root.stat_self()?.st_dev;
+    let mut levels = vec![enter(root.clone(), String::new(), visit)?];
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.directories.pop() else {
+            levels.pop();
+            continue;
+        };
+        let path = join(&level.path, &entry);
+        match level.dir.open_dir(&entry).and_then(|dir| Ok((dir.stat_self()?, dir))) {
+            // What is mounted inside is not part of the vault, and no sync of ours would reach it.
+            Ok((stat, _)) if stat.st_dev != device => {}
+            Ok((_, dir)) => levels.push(enter(Arc::new(dir), path, visit)?),
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {}
+            Err(error) => visit(&level.dir, &path, Err(error))?,
+        }
+    }
+    Ok(())
+}
+
+fn enter(
+    dir: Arc<Dir>,
+    path: String,
+    visit: &mut dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()>,
+) -> io::Result<Level> {
+    let mut directories = Vec::new();
+    let mut headers = Vec::new();
+    match dir.entries() {
+        Err(error) => visit(&dir, &path, Err(error))?,
+        Ok(entries) => {
+            for entry in entries {
+                let Ok(entry_name) = String::from_utf8(entry.name) else {
+                    continue;
+                };
+                match (name::shape(entry_name.as_bytes()), entry.kind) {
+                    (Shape::Dots, _) => {}
+                    (_, FileType::Directory) => directories.push(entry_name),
+                    (Shape::Header(file), _) => headers.push(file),
+                    (Shape::Temporary, _) => visit(&dir, &path, Ok(Found::Temporary(entry_name)))?,
+                    (_, FileType::Unknown) if is_directory(&dir, &entry_name) => directories.push(entry_name),
+                    _ => {}
+                }
+            }
+        }
+    }
+    // Behind the temporary files: they have the names that the new versions of these headers get.
+    for file in headers {
+        visit(&dir, &path, Ok(Found::Header(file)))?;
+    }
+    Ok(Level { dir, path, directories })
+}
+
+fn is_directory(dir: &Dir, entry: &str) -> bool {
+    dir.stat(entry)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+fn join(path: &str, entry: &str) -> String {
+    if path.is_empty() {
+        entry.to_owned()
+    } else {
+        format!("{path}/{entry}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        crypto::block::Suite,
+        format::layout::Layout,
+        keystore::{KeyFile, LocalKeystore, NewSecret, SlotChoice, Unlock},
+        vault::home::{Lock, OpenVault, VaultHome},
+    };
+
+    fn key_file() -> KeyFile {
+        KeyFile::new(vec![3; 32].into()).unwrap()
+    }
+
+    /// A vault with headers in its root and in directories of any name, all of epoch 1, and the current epoch 2.
+    fn vault() -> (tempfile::TempDir, OpenVault, Vec<(String, FileId)>) {
+        let temp = tempfile::tempdir().unwrap();
+        let keystore = LocalKeystore::create("file", &NewSecret::KeyFile(&key_file()), 1).unwrap();
+        let layout = Layout::new(Suite::Aes256GcmSiv, 4096).unwrap();
+        let mut open = VaultHome::create(temp.path(), layout, keystore, 1).unwrap();
+        let mut headers = Vec::new();
+        for (number, path) in ["", "a", "a/b", "stranger.d"].into_iter().enumerate() {
+            std::fs::create_dir_all(temp.path().join(path)).unwrap();
+            let dir = Dir::open(&temp.path().join(path)).unwrap();
+            for _ in 0..3 {
+                let header = open.vault.new_header(crate::ids::DirectoryId([number as u8; 16]));
+                open.vault.store_header(&dir, &header).unwrap();
+                headers.push((path.to_owned(), header.fields.file));
+            }
+        }
+        assert_eq!(open.rotate(2).unwrap(), Epoch(2));
+        (temp, open, headers)
+    }
+
+    fn reopen(open: OpenVault) -> OpenVault {
+        let path = open.home.path().to_owned();
+        drop(open);
+        VaultHome::enter(&path, Lock::Exclusive)
+            .unwrap()
+            .open(&Unlock::KeyFile(key_file()), &SlotChoice::Any)
+            .unwrap()
+    }
+
+    fn epochs(temp: &tempfile::TempDir, vault: &Vault, headers: &[(String, FileId)]) -> BTreeSet<Epoch> {
+        let number = |path: &str| ["", "a", "a/b", "stranger.d"].iter().position(|p| *p == path).unwrap() as u8;
+        headers
+            .iter()
+            .map(|(path, file)| {
+                let dir = Dir::open(&temp.path().join(path)).unwrap();
+                let directory = crate::ids::DirectoryId([number(path); 16]);
+                vault.load_header(&dir, directory, *file).unwrap().fields.epoch
+            })
+            .collect()
+    }
+
+    fn temporaries(dir: &std::path::Path) -> usize {
+        std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| {
+                if entry.file_type().unwrap().is_dir() {
+                    temporaries(&entry.path())
+                } else {
+                    usize::from(entry.file_name().to_str().unwrap().ends_with(".tmp.hush"))
+                }
+            })
+            .sum()
+    }
+
+    #[test]
+    fn every_header_moves_and_the_old_epoch_can_go() {
+        let (temp, mut open, headers) = vault();
+        let mut steps = Vec::new();
+        let outcome = rewrap(&open.vault, open.home.dir(), &mut |step| {
+            steps.push(step);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!((outcome.rewrapped, outcome.current), (12, 0));
+        assert!(outcome.is_complete());
+        assert_eq!(steps[0], Step::Counted(12));
+        assert_eq!(epochs(&temp, &open.vault, &headers), BTreeSet::from([Epoch(2)]));
+        assert_eq!(open.retire_epochs_except(&outcome.used).unwrap(), [Epoch(1)]);
+        let open = reopen(open);
+        assert_eq!(open.header().epochs.len(), 1);
+        assert_eq!(epochs(&temp, &open.vault, &headers), BTreeSet::from([Epoch(2)]));
+        let again = rewrap(&open.vault, open.home.dir(), &mut |_| Ok(())).unwrap();
+        assert_eq!((again.rewrapped, again.current), (0, 12));
+    }
+
+    #[test]
+    fn killed_at_any_step_every_file_opens_and_the_next_run_completes() {
+        for stop in 0.. {
+            let (temp, open, headers) = vault();
+            let mut steps = 0;
+            let outcome = rewrap(&open.vault, open.home.dir(), &mut |_| {
+                steps += 1;
+                if steps > stop {
+                    Err(io::ErrorKind::Interrupted.into())
+                } else {
+                    Ok(())
+                }
+            });
+            let open = reopen(open);
+            epochs(&temp, &open.vault, &headers);
+            if outcome.is_ok() {
+                break;
+            }
+            let outcome = rewrap(&open.vault, open.home.dir(), &mut |_| Ok(())).unwrap();
+            assert_eq!(outcome.rewrapped + outcome.current, 12, "stopped at {stop}");
+            assert_eq!(epochs(&temp, &open.vault, &headers), BTreeSet::from([Epoch(2)]));
+            assert_eq!(temporaries(temp.path()), 0, "stopped at {stop}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_does_not_open_is_named_and_keeps_its_epoch() {
+        let (temp, mut open, headers) = vault();
+        let (path, file) = &headers[7];
+        let damaged = temp.path().join(path).join(name::header_file(*file));
+        let mut bytes = std::fs::read(&damaged).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(&damaged, bytes).unwrap();
+        let outcome = rewrap(&open.vault, open.home.dir(), &mut |_| Ok(())).unwrap();
+        assert_eq!(outcome.rewrapped, 11);
+        assert!(!outcome.is_complete());
+        assert_eq!(outcome.failed[0].disk_path, format!("a/b/{}", name::header_file(*file)));
+        assert!(matches!(outcome.failed[0].error, VaultError::HeaderDamaged(..)));
+        assert_eq!(open.retire_epochs_except(&outcome.used).unwrap(), []);
+    }
+}
