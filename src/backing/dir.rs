@@ -408,7 +408,7 @@ impl Dir {
     ///
     /// What futimens(3) gives.
     pub fn keep_modified(&self, before: &Stat) -> io::Result<()> {
-        self.set_times_self(&super::file::only_modified(before))
+        self.set_times_self(&super::file::only_modified(super::file::mtime_of(before)))
     }
 
     /// Changes the directory's own mode.

@@ -3,7 +3,7 @@
 use std::{io, os::fd::OwnedFd};
 
 use rustix::{
-    fs::{self, FallocateFlags, SeekFrom, Stat, Timestamps},
+    fs::{self, FallocateFlags, SeekFrom, Stat, Timespec, Timestamps},
     io::Errno,
 };
 
@@ -34,8 +34,8 @@ pub trait Storage: Send + Sync {
     /// Writes all of `buf`.
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite>;
 
-    /// Writes all of `buf` and leaves the time of last modification as it was: for what is no change of content.
-    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` and sets the time of last modification, to what it was where none is given: for what is no change of content.
+    fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()>;
 
     /// Cuts or extends with a hole.
     fn set_len(&self, len: u64) -> io::Result<()>;
@@ -98,17 +98,22 @@ impl BackingFile {
     }
 }
 
-/// Returns times that set the last modification to what it was, and nothing else.
-pub(super) fn only_modified(before: &Stat) -> Timestamps {
+/// Returns when a file was last modified.
+pub(super) fn mtime_of(stat: &Stat) -> Timespec {
+    Timespec {
+        tv_sec: stat.st_mtime,
+        tv_nsec: stat.st_mtime_nsec as _,
+    }
+}
+
+/// Returns times that set the last modification, and nothing else.
+pub(super) fn only_modified(mtime: Timespec) -> Timestamps {
     Timestamps {
-        last_access: fs::Timespec {
+        last_access: Timespec {
             tv_sec: 0,
             tv_nsec: fs::UTIME_OMIT,
         },
-        last_modification: fs::Timespec {
-            tv_sec: before.st_mtime,
-            tv_nsec: before.st_mtime_nsec as _,
-        },
+        last_modification: mtime,
     }
 }
 
@@ -149,10 +154,13 @@ impl Storage for BackingFile {
         Ok(())
     }
 
-    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let before = self.stat()?;
+    fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()> {
+        let mtime = match mtime {
+            Some(mtime) => mtime,
+            None => mtime_of(&self.stat()?),
+        };
         self.write_at(buf, offset).map_err(|short| short.error)?;
-        Ok(fs::futimens(&self.fd, &only_modified(&before))?)
+        Ok(fs::futimens(&self.fd, &only_modified(mtime))?)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -207,8 +215,8 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
         (**self).write_at(buf, offset)
     }
 
-    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        (**self).write_keeping_times(buf, offset)
+    fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()> {
+        (**self).write_with_mtime(buf, offset, mtime)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -187,7 +187,11 @@ impl Fs {
             };
             self.set_times(&node, &times)?;
         }
-        self.node_attr(&node)
+        let attr = self.node_attr(&node)?;
+        if changes.mtime.is_some() {
+            *node.mtime.lock() = Some(attr.mtime);
+        }
+        Ok(attr)
     }
 
     fn set_size(&self, node: &Arc<Node>, size: u64, caller: Caller) -> FsResult<()> {

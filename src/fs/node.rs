@@ -13,6 +13,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FileType, Stat};
 
+use super::attr::Time;
 use crate::{
     backing::DirStream,
     vault::{DirectoryKeys, file::VaultFile},
@@ -68,6 +69,10 @@ pub struct Node {
     pub link: Mutex<Option<Link>>,
     /// The data file, while it is open or was a short time ago.
     pub file: Mutex<Option<Arc<VaultFile>>>,
+    /// Of a regular file: when the kernel holds that it was last modified, which is what applications saw.
+    ///
+    /// With its writeback cache the kernel writes later than applications do, and takes no time from here once it knows the file.
+    pub mtime: Mutex<Option<Time>>,
     /// Of a directory: its keys, once they were needed.
     pub keys: OnceLock<DirectoryKeys>,
     /// Of a directory: a listing under way.
@@ -90,6 +95,7 @@ impl Node {
             queued: AtomicBool::new(false),
             link: Mutex::new(link),
             file: Mutex::new(None),
+            mtime: Mutex::new(None),
             keys: OnceLock::new(),
             stream: Mutex::new(None),
             conflicts: Mutex::new(None),
@@ -201,7 +207,12 @@ impl NodeTable {
                 entry.get().clone()
             }
         };
-        node.lookups.fetch_add(1, Ordering::AcqRel);
+        if node.lookups.fetch_add(1, Ordering::AcqRel) == 0 && kind == FileType::RegularFile {
+            *node.mtime.lock() = Some(Time {
+                seconds: stat.st_mtime,
+                nanos: stat.st_mtime_nsec as u32,
+            });
+        }
         node
     }
 
@@ -234,7 +245,12 @@ impl NodeTable {
             if !self.remove_one(&node) {
                 return;
             }
-            next = node.link.lock().take().map(|link| link.parent).filter(|parent| parent.is_forgotten());
+            next = node
+                .link
+                .lock()
+                .take()
+                .map(|link| link.parent)
+                .filter(|parent| parent.is_forgotten());
         }
     }
 

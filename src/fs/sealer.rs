@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Timespec};
 
 use super::{Fs, FsResult, node::Node};
 use crate::{
@@ -299,8 +299,16 @@ impl Fs {
         let sealed = (|| -> FsResult<bool> {
             let several_names = file.backing().stat()?.st_nlink != 1;
             let at = self.found_at(at)?;
+            // Without the writeback cache the backing file's time is right.
+            let mtime = node.mtime.lock().filter(|_| !self.options.shared);
+            let mtime = mtime.map(|time| Timespec {
+                tv_sec: time.seconds,
+                tv_nsec: time.nanos.into(),
+            });
             content
-                .finish_seal(ticket, |key| (!several_names).then(|| key.place(at.directory, at.name)))
+                .finish_seal(ticket, mtime, |key| {
+                    (!several_names).then(|| key.place(at.directory, at.name))
+                })
                 .map_err(|error| self.at(&self.root, "")(error.into()))
         })();
         match sealed {

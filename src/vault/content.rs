@@ -9,6 +9,7 @@
 use std::{cell::RefCell, fmt, io, ops::Range};
 
 use parking_lot::{RwLock, RwLockUpgradableReadGuard};
+use rustix::fs::Timespec;
 
 use crate::{
     backing::{ShortWrite, Storage},
@@ -303,7 +304,7 @@ impl<S: Storage> Content<S> {
                 next: None,
             };
             self.storage
-                .write_keeping_times(&state.preamble.encode(&self.seal_key), 0)?;
+                .write_with_mtime(&state.preamble.encode(&self.seal_key), 0, None)?;
         }
         Ok(())
     }
@@ -824,13 +825,24 @@ impl<S: Storage> Content<S> {
         if !state.preamble.sparse {
             return Ok(Some(offset));
         }
-        let from = self.layout.cipher_start(self.layout.block_of(offset)).0;
-        let Some(at) = self.storage.next_data(from)? else {
-            return Ok(None);
-        };
-        let block = BlockIndex(at.saturating_sub(PREAMBLE_SIZE) / self.layout.stride());
-        let start = self.layout.plain_start(block).0.max(offset.0);
-        Ok((start < state.size.0).then_some(PlainOffset(start)))
+        let mut block = self.layout.block_of(offset);
+        loop {
+            let Some(at) = self.storage.next_data(self.layout.cipher_start(block).0)? else {
+                return Ok(None);
+            };
+            let found = BlockIndex(at.saturating_sub(PREAMBLE_SIZE) / self.layout.stride()).max(block);
+            let start = self.layout.plain_start(found).0.max(offset.0);
+            if start >= state.size.0 {
+                return Ok(None);
+            }
+            // The storage knows its pages, and a hole may begin and end in one that it shares with data.
+            let mut sealed = vec![0; (self.layout.plain_len(found, state.size) + self.layout.overhead()) as usize];
+            self.storage.read_at(&mut sealed, self.layout.cipher_start(found).0)?;
+            if !is_hole(&sealed) {
+                return Ok(Some(PlainOffset(start)));
+            }
+            block = BlockIndex(found.0 + 1);
+        }
     }
 
     /// Returns the first offset from `offset` on that is in a hole, the end of the file counting as one; nothing behind it.
@@ -889,7 +901,7 @@ impl<S: Storage> Content<S> {
         }
         state.preamble.places = places(&self.seal_key, state.preamble.places);
         self.storage
-            .write_keeping_times(&state.preamble.encode(&self.seal_key), 0)?;
+            .write_with_mtime(&state.preamble.encode(&self.seal_key), 0, None)?;
         Ok(self.storage.sync_data()?)
     }
 
@@ -904,12 +916,15 @@ impl<S: Storage> Content<S> {
 
     /// Seals the file, if nothing changed since the ticket; tells whether it did.
     ///
+    /// `mtime` is when the content was last modified, where someone knows better than the storage: the kernel, which writes later than applications do.
+    ///
     /// # Errors
     ///
     /// What reading the tags and writing the preamble gives; the file stays open then.
     pub fn finish_seal(
         &self,
         ticket: SealTicket,
+        mtime: Option<Timespec>,
         place: impl FnOnce(&SealKey) -> Option<[u8; 32]>,
     ) -> Result<bool, ContentError> {
         let mut state = self.state.write();
@@ -942,7 +957,8 @@ impl<S: Storage> Content<S> {
             },
             ..state.preamble.clone()
         };
-        self.storage.write_keeping_times(&sealed.encode(&self.seal_key), 0)?;
+        self.storage
+            .write_with_mtime(&sealed.encode(&self.seal_key), 0, mtime)?;
         state.sum = Some(sum);
         state.preamble = sealed;
         Ok(true)

@@ -76,7 +76,7 @@ impl Storage for Memory {
         }
     }
 
-    fn write_keeping_times(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+    fn write_with_mtime(&self, buf: &[u8], offset: u64, _mtime: Option<Timespec>) -> io::Result<()> {
         self.write_at(buf, offset).map_err(|short| short.error)
     }
 
@@ -139,7 +139,7 @@ fn load(memory: &Memory) -> Result<Content<Memory>, ContentError> {
 
 fn seal(content: &Content<Memory>) -> bool {
     let ticket = content.begin_seal().unwrap();
-    content.finish_seal(ticket, place(b"name")).unwrap()
+    content.finish_seal(ticket, None, place(b"name")).unwrap()
 }
 
 fn read_all(content: &Content<Memory>) -> Result<Vec<u8>, ContentError> {
@@ -185,7 +185,7 @@ fn a_change_after_the_ticket_prevents_the_seal() {
     content.write(PlainOffset(0), b"one").unwrap();
     let ticket = content.begin_seal().unwrap();
     content.write(PlainOffset(0), b"two").unwrap();
-    assert!(!content.finish_seal(ticket, place(b"name")).unwrap());
+    assert!(!content.finish_seal(ticket, None, place(b"name")).unwrap());
     assert!(seal(&content));
     assert!(content.begin_seal().is_none());
 }
@@ -370,7 +370,7 @@ proptest! {
                 }
                 Op::Seal => {
                     if let Some(ticket) = content.begin_seal() {
-                        prop_assert!(content.finish_seal(ticket, place(b"name")).unwrap());
+                        prop_assert!(content.finish_seal(ticket, None, place(b"name")).unwrap());
                     }
                 }
                 Op::Reload => content = load(&memory).unwrap(),
@@ -379,7 +379,7 @@ proptest! {
         }
         prop_assert_eq!(read_all(&content).unwrap(), model);
         while let Some(ticket) = content.begin_seal() {
-            content.finish_seal(ticket, place(b"name")).unwrap();
+            content.finish_seal(ticket, None, place(b"name")).unwrap();
         }
         load(&memory).unwrap().verify(|_| ()).unwrap();
     }
