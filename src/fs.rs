@@ -279,7 +279,9 @@ impl Fs {
 
     /// Notes that the kernel forgot look-ups of a node.
     pub fn forget(&self, id: u64, count: u64) {
-        let Some(node) = self.nodes.forget(id, count) else { return };
+        let Some(node) = self.nodes.forget(id, count) else {
+            return;
+        };
         if node.kind == FileType::Directory {
             self.dirs.lock().pop(&id);
         } else {

@@ -234,7 +234,12 @@ impl NodeTable {
             if !self.remove_one(&node) {
                 return;
             }
-            next = node.link.lock().take().map(|link| link.parent).filter(|parent| parent.is_forgotten());
+            next = node
+                .link
+                .lock()
+                .take()
+                .map(|link| link.parent)
+                .filter(|parent| parent.is_forgotten());
         }
     }
 

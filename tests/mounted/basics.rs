@@ -16,7 +16,11 @@ fn files_survive_a_remount_and_the_vault_shows_none_of_them() {
     let mut bench = Bench::mounted();
     let mnt = bench.mnt();
     fs::create_dir_all(mnt.join("letters/2026")).unwrap();
-    fs::write(mnt.join("letters/2026/to-ann.txt"), "meet me at the harbour".repeat(1000)).unwrap();
+    fs::write(
+        mnt.join("letters/2026/to-ann.txt"),
+        "meet me at the harbour".repeat(1000),
+    )
+    .unwrap();
     symlink("letters/2026/to-ann.txt", mnt.join("latest")).unwrap();
     fs::hard_link(mnt.join("letters/2026/to-ann.txt"), mnt.join("copy")).unwrap();
     let before = snapshot(&mnt);
@@ -74,7 +78,13 @@ fn unlinked_files_stay_usable_while_open() {
     }
     let bench = Bench::mounted();
     let path = bench.mnt().join("gone");
-    let mut file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     file.write_all(b"before").unwrap();
     fs::remove_file(&path).unwrap();
     file.write_all(b" and after").unwrap();
@@ -113,13 +123,23 @@ fn renames_within_and_across_directories_keep_content_after_a_remount() {
     fs::rename(mnt.join("c/d/r00"), mnt.join("c/d/r000")).unwrap();
     fs::rename(mnt.join("c/d/r1"), mnt.join("c/d/r2")).unwrap();
     for round in 0..2 {
-        assert_eq!(fs::read_to_string(mnt.join("c/d/r000")).unwrap(), "file 0", "round {round}");
+        assert_eq!(
+            fs::read_to_string(mnt.join("c/d/r000")).unwrap(),
+            "file 0",
+            "round {round}"
+        );
         assert_eq!(fs::read_to_string(mnt.join("c/d/r2")).unwrap(), "file 1");
         for i in 3..10 {
-            assert_eq!(fs::read_to_string(mnt.join(format!("c/d/r{i}"))).unwrap(), format!("file {i}"));
+            assert_eq!(
+                fs::read_to_string(mnt.join(format!("c/d/r{i}"))).unwrap(),
+                format!("file {i}")
+            );
         }
         for i in 10..20 {
-            assert_eq!(fs::read_to_string(mnt.join(format!("c/r{i}"))).unwrap(), format!("file {i}"));
+            assert_eq!(
+                fs::read_to_string(mnt.join(format!("c/r{i}"))).unwrap(),
+                format!("file {i}")
+            );
         }
         bench.remount();
     }
@@ -127,7 +147,11 @@ fn renames_within_and_across_directories_keep_content_after_a_remount() {
     fs::remove_dir_all(mnt.join("c")).unwrap();
     bench.unmount();
     let left: Vec<_> = walk(&bench.vault());
-    assert_eq!(left.len(), 2, "only the vault header and the keystore are left: {left:?}");
+    assert_eq!(
+        left.len(),
+        2,
+        "only the vault header and the keystore are left: {left:?}"
+    );
 }
 
 #[test]
@@ -159,7 +183,12 @@ fn files_without_permissions_can_be_written_by_who_creates_them() {
     }
     let mut bench = Bench::mounted();
     let path = bench.mnt().join("locked");
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0).open(&path).unwrap();
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0)
+        .open(&path)
+        .unwrap();
     file.write_all(b"content").unwrap();
     drop(file);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0);
@@ -176,13 +205,22 @@ fn a_sparse_file_keeps_its_holes() {
     }
     let mut bench = Bench::mounted();
     let path = bench.mnt().join("sparse");
-    let file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     const FAR: u64 = 10 << 30;
     file.write_all_at(b"start", 0).unwrap();
     file.write_all_at(b"end", FAR).unwrap();
     file.sync_all().unwrap();
     assert_eq!(file.metadata().unwrap().len(), FAR + 3);
-    assert!(file.metadata().unwrap().blocks() < 1000, "10 GiB of nothing take no space");
+    assert!(
+        file.metadata().unwrap().blocks() < 1000,
+        "10 GiB of nothing take no space"
+    );
     assert_eq!(seek(&file, At::Data(1 << 20)).unwrap(), FAR);
     assert!(seek(&file, At::Hole(0)).unwrap() <= 1 << 20);
     drop(file);

@@ -28,7 +28,19 @@ enum Step {
 
 /// Names that collide often: files, directories and deep paths share them.
 fn path(n: usize) -> String {
-    let names = ["a", "b", "c", "dir", "dir/a", "dir/b", "dir/sub", "dir/sub/a", "other", "other/a", "other/b"];
+    let names = [
+        "a",
+        "b",
+        "c",
+        "dir",
+        "dir/a",
+        "dir/b",
+        "dir/sub",
+        "dir/sub/a",
+        "other",
+        "other/a",
+        "other/b",
+    ];
     match n {
         n if n < names.len() => names[n].to_owned(),
         n => format!("other/{}", "l".repeat(150 + n * 7)),
@@ -68,7 +80,11 @@ fn run(root: &Path, step: &Step, seed: u64) -> String {
     let data = |len: usize| (0..len).map(|i| (i as u64 ^ seed) as u8).collect::<Vec<_>>();
     let answer: io::Result<String> = (|| match step {
         Step::Write(n, offset, len) => {
-            let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(at(n))?;
+            let file = fs::OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(at(n))?;
             file.write_all_at(&data(*len), *offset)?;
             Ok(file.metadata()?.len().to_string())
         }
@@ -140,7 +156,11 @@ fn compare(options: &[&str], seed: u64, steps: usize) {
     );
     bench.unmount();
     let verified = bench.run("verify", &[]);
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    assert!(
+        verified.status.success(),
+        "{}",
+        String::from_utf8_lossy(&verified.stderr)
+    );
 }
 
 #[test]

@@ -43,7 +43,11 @@ fn write_until(stop: &AtomicBool, dir: &Path, synced: &Synced, mut rng: Rng) -> 
             synced.lock().unwrap().insert(path, data);
         } else {
             let known = synced.lock().unwrap().get(&path).cloned().unwrap_or_default();
-            let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+            let file = fs::OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
             file.write_all_at(&data, known.len() as u64)?;
             if round % 2 == 0 {
                 file.sync_all()?;
@@ -62,7 +66,10 @@ fn nothing_synced_is_lost_when_the_daemon_is_killed() {
     if !can_mount() {
         return;
     }
-    let kills: usize = std::env::var("HUSHFS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    let kills: usize = std::env::var("HUSHFS_KILLS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(6);
     let mut rng = Rng::new(77);
     let mut bench = Bench::mounted();
     let quiet = bench.mnt().join("quiet");
@@ -90,7 +97,11 @@ fn nothing_synced_is_lost_when_the_daemon_is_killed() {
         }
         bench.mount_again();
         for i in 0..50 {
-            assert_eq!(fs::read(quiet.join(i.to_string())).unwrap(), vec![i as u8; 5000 + i], "kill {kill}");
+            assert_eq!(
+                fs::read(quiet.join(i.to_string())).unwrap(),
+                vec![i as u8; 5000 + i],
+                "kill {kill}"
+            );
         }
         for (path, expected) in synced.lock().unwrap().iter() {
             let content = fs::read(path).unwrap_or_else(|error| panic!("kill {kill}: {}: {error}", path.display()));

@@ -10,7 +10,11 @@ fn a_directory_of_many_entries_lists_each_once() {
         return;
     }
     // Two hundred thousand by hand, with HUSHFS_LARGE=1: creating them takes a minute.
-    let count = if std::env::var_os("HUSHFS_LARGE").is_some() { 200_000 } else { 5_000 };
+    let count = if std::env::var_os("HUSHFS_LARGE").is_some() {
+        200_000
+    } else {
+        5_000
+    };
     let mut bench = Bench::mounted();
     let dir = bench.mnt().join("many");
     fs::create_dir(&dir).unwrap();
@@ -18,7 +22,10 @@ fn a_directory_of_many_entries_lists_each_once() {
         fs::write(dir.join(format!("entry-{i}")), "").unwrap();
     }
     for _ in 0..2 {
-        let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), count);
@@ -57,7 +64,11 @@ fn names_of_255_bytes_work_in_every_operation() {
     let too_long = fs::write(mnt.join("x".repeat(256)), "").unwrap_err();
     assert_eq!(too_long.raw_os_error(), Some(libc::ENAMETOOLONG));
     bench.unmount();
-    assert_eq!(fs::read_dir(bench.vault()).unwrap().count(), 2, "nothing is left behind");
+    assert_eq!(
+        fs::read_dir(bench.vault()).unwrap().count(),
+        2,
+        "nothing is left behind"
+    );
 }
 
 #[test]

@@ -81,7 +81,11 @@ impl Bench {
             .arg(bench.vault())
             .output()
             .unwrap();
-        assert!(output.status.success(), "init: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "init: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         bench
     }
 
@@ -119,14 +123,22 @@ impl Bench {
     /// A subcommand with the passphrase.
     pub fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(HUSHFS);
-        command.arg(subcommand).arg("--passfile").arg(self.passfile()).stdin(Stdio::null());
+        command
+            .arg(subcommand)
+            .arg("--passfile")
+            .arg(self.passfile())
+            .stdin(Stdio::null());
         command
     }
 
     /// Mounts the vault, with the program in the foreground so that the test owns it.
     pub fn mount(&mut self, options: &[&str]) {
         let output = self.try_mount(options);
-        assert!(output.is_none(), "mount: {}", String::from_utf8_lossy(&output.unwrap().stderr));
+        assert!(
+            output.is_none(),
+            "mount: {}",
+            String::from_utf8_lossy(&output.unwrap().stderr)
+        );
     }
 
     /// As [`Bench::mount`]; returns what the program said if it ended instead.
@@ -184,7 +196,11 @@ impl Bench {
     pub fn unmount(&mut self) {
         let mut child = self.child.take().expect("mounted");
         let output = Command::new(HUSHFS).arg("unmount").arg(self.mnt()).output().unwrap();
-        assert!(output.status.success(), "unmount: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "unmount: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(child.wait().unwrap().success(), "the daemon failed: {}", self.log());
     }
 
@@ -257,7 +273,11 @@ pub fn snapshot(root: &Path) -> Vec<String> {
             } else {
                 String::new()
             };
-            let mtime = if kind.is_dir() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
+            let mtime = if kind.is_dir() {
+                (0, 0)
+            } else {
+                (meta.mtime(), meta.mtime_nsec())
+            };
             out.push(format!(
                 "{} {:o} {} {} {mtime:?} {detail}",
                 path.strip_prefix(root).unwrap().display(),
@@ -286,7 +306,10 @@ pub struct Rng(u64);
 impl Rng {
     /// Starts from a seed, printed so that a failure can be repeated.
     pub fn new(default_seed: u64) -> Self {
-        let seed = std::env::var("HUSHFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(default_seed);
+        let seed = std::env::var("HUSHFS_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok())
+            .unwrap_or(default_seed);
         eprintln!("seed {seed} (HUSHFS_SEED sets it)");
         Rng(seed | 1)
     }
