@@ -49,7 +49,9 @@ pub fn verify(args: &VerifyArgs) -> CliResult {
         }))?;
     } else {
         eprintln!(
-            "hushfs: {files} files with {bytes} bytes read, {} damaged",
+            "hushfs: {} with {} read, {} damaged",
+            text::count(files, "file"),
+            text::count(bytes, "byte"),
             findings.len()
         );
     }
@@ -140,7 +142,7 @@ impl<'v> Verification<'v> {
         let path = place.printable_path();
         let (disk_path, problem) = match error {
             FsError::Vault { source, disk_path } => (disk_path.clone(), source.to_string()),
-            other => (String::new(), other.to_string()),
+            other => (String::new(), text::without_numbers(&other.to_string())),
         };
         if !json {
             let on_disk = if disk_path.is_empty() {
@@ -193,10 +195,10 @@ pub fn fsck(args: &FsckArgs) -> CliResult {
         }))?;
     } else {
         eprintln!(
-            "hushfs: {} directories and {} files checked, {damaged} damaged, {} other findings",
-            summary.directories,
-            summary.files,
-            findings.len() - damaged
+            "hushfs: {} and {} checked, {damaged} damaged, {}",
+            text::count(summary.directories, "directory"),
+            text::count(summary.files, "file"),
+            text::count((findings.len() - damaged) as u64, "other finding")
         );
     }
     if damaged == 0 {
@@ -223,7 +225,7 @@ fn finding_line(finding: &Finding) -> String {
         severity(finding),
         plain_path(finding),
         text::printable(&finding.disk_path),
-        finding.problem
+        text::without_numbers(&finding.problem.to_string())
     )
 }
 

@@ -2,10 +2,11 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use super::text;
 use crate::{
     fs::FsError,
     fuse::MountError,
-    keystore::{KeyError, RecoveryKeyError, SecretKind, SecretSizeError, UnlockError},
+    keystore::{KeyError, KeystoreError, RecoveryKeyError, SecretKind, SecretSizeError, UnlockError},
     vault::home::{ChangeError, CreateError, OpenError},
 };
 
@@ -139,7 +140,7 @@ impl CliError {
             CliError::DamageFound | CliError::Child(_) => None,
             // Whoever read the output has seen enough.
             CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
-            error => Some(error.to_string()),
+            error => Some(text::without_numbers(&error.to_string())),
         }
     }
 }
@@ -187,13 +188,8 @@ impl fmt::Display for CliError {
             )) => write!(f, "{error}: `hushfs info` lists the ways in"),
             CliError::Open(error) => error.fmt(f),
             CliError::Create(error) => error.fmt(f),
-            CliError::Change(error) => {
-                error.fmt(f)?;
-                std::error::Error::source(error).map_or(Ok(()), |source| match error {
-                    ChangeError::Keystore(_) => write!(f, ": {source}"),
-                    _ => Ok(()),
-                })
-            }
+            CliError::Change(ChangeError::Keystore(error @ KeystoreError::Key(cause))) => write!(f, "{error}: {cause}"),
+            CliError::Change(error) => error.fmt(f),
             CliError::Mount(error) => error.fmt(f),
             CliError::Busy { mountpoint } => write!(
                 f,

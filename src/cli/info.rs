@@ -53,7 +53,11 @@ pub fn info(args: &InfoArgs) -> CliResult {
         ("block size", block_size.to_string()),
         (
             "epoch",
-            format!("{} of {}", header.current, count(header.epochs.len(), "epoch")),
+            format!(
+                "{} of {}",
+                header.current,
+                text::count(header.epochs.len() as u64, "epoch")
+            ),
         ),
         ("keystore", "embedded".to_owned()),
     ];
@@ -109,7 +113,7 @@ pub fn list_keys(args: &KeyListArgs) -> CliResult {
         let _ = writeln!(out, "slot {:3} {}{mark}", slot.id.0, slot_line(slot));
     }
     for key in keystore.keys() {
-        let versions = count(key.materials.len(), "version");
+        let versions = text::count(key.materials.len() as u64, "version");
         let _ = writeln!(
             out,
             "key {} {}, {versions}, {}",
@@ -151,14 +155,6 @@ fn manager(key: &KeyRecord) -> &'static str {
     match key.manager {
         Manager::Customer => "customer",
         Manager::Hushfs => "hushfs",
-    }
-}
-
-fn count(number: usize, what: &str) -> String {
-    if number == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{number} {what}s")
     }
 }
 

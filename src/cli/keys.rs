@@ -9,6 +9,7 @@ use super::{
     process,
     progress::Progress,
     secret::{self, Fresh},
+    text,
 };
 use crate::{
     format::{
@@ -166,11 +167,12 @@ pub fn rewrap(args: &RewrapArgs) -> CliResult {
         source,
     })?;
     for failure in &outcome.failed {
-        eprintln!("hushfs: {:?}: {}", failure.disk_path, failure.error);
+        let problem = text::without_numbers(&failure.error.to_string());
+        eprintln!("hushfs: {}: {problem}", text::printable(failure.disk_path.as_bytes()));
     }
     eprintln!(
-        "hushfs: {} headers moved to epoch {}, {} were of it already",
-        outcome.rewrapped,
+        "hushfs: {} moved to epoch {}, {} of it already",
+        text::count(outcome.rewrapped, "header"),
         open.header().current,
         outcome.current
     );
@@ -183,7 +185,7 @@ pub fn rewrap(args: &RewrapArgs) -> CliResult {
         let retired = open
             .retire_epochs_except(&outcome.used)
             .map_err(|error: ChangeError| CliError::Change(error))?;
-        eprintln!("hushfs: {} epochs retired", retired.len());
+        eprintln!("hushfs: {} retired", text::count(retired.len() as u64, "epoch"));
     }
     Ok(())
 }

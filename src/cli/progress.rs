@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{CliResult, print};
+use super::{CliResult, print, text};
 
 const REDRAW: Duration = Duration::from_millis(200);
 
@@ -62,7 +62,7 @@ impl Progress {
 
     /// Prints a line to standard error, above the bar.
     pub fn complain(&self, line: &str) {
-        self.0.suspend(|| eprintln!("hushfs: {line}"));
+        self.0.suspend(|| eprintln!("hushfs: {}", text::without_numbers(line)));
     }
 }
 

@@ -65,6 +65,27 @@ pub fn mode(mode: u32) -> String {
     text
 }
 
+/// Leaves out the numbers that the standard library puts behind the system's words: "(os error 2)" helps nobody.
+pub fn without_numbers(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        out.push_str(before);
+        rest = after.split_once(')').map_or("", |(_, rest)| rest);
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Writes how many of something there are.
+pub fn count(number: u64, what: &str) -> String {
+    match (number, what) {
+        (1, _) => format!("1 {what}"),
+        (_, "entry" | "directory") => format!("{number} {}ies", &what[..what.len() - 1]),
+        _ => format!("{number} {what}s"),
+    }
+}
+
 /// Makes a name from the vault fit for a terminal: control characters could do anything to one.
 pub fn printable(name: &[u8]) -> String {
     String::from_utf8_lossy(name)
@@ -91,6 +112,16 @@ mod tests {
         assert_eq!(time(0), "1970-01-01T00:00:00Z");
         assert_eq!(time(TIME_MAX), "9999-12-31T23:59:59Z");
         assert_eq!(time(u64::MAX), "18446744073709551615 seconds after 1970");
+    }
+
+    #[test]
+    fn messages_have_no_numbers_of_errors() {
+        let error = std::io::Error::from_raw_os_error(libc::ENOENT);
+        assert_eq!(
+            without_numbers(&format!("a: {error}: do b")),
+            "a: No such file or directory: do b"
+        );
+        assert_eq!(without_numbers("plain"), "plain");
     }
 
     #[test]

@@ -223,11 +223,11 @@ struct Level {
     directories: Vec<String>,
 }
 
+/// Takes what a walk comes upon, with its directory and that one's path.
+type Visit<'v> = dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()> + 'v;
+
 /// Calls `visit` with every header and every unfinished replacement below a directory, or with the error of a directory that cannot be read.
-fn walk(
-    root: &Arc<Dir>,
-    visit: &mut dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()>,
-) -> io::Result<()> {
+fn walk(root: &Arc<Dir>, visit: &mut Visit<'_>) -> io::Result<()> {
     let device = root.stat_self()?.st_dev;
     let mut levels = vec![enter(root.clone(), String::new(), visit)?];
     while let Some(level) = levels.last_mut() {
@@ -247,11 +247,7 @@ fn walk(
     Ok(())
 }
 
-fn enter(
-    dir: Arc<Dir>,
-    path: String,
-    visit: &mut dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()>,
-) -> io::Result<Level> {
+fn enter(dir: Arc<Dir>, path: String, visit: &mut Visit<'_>) -> io::Result<Level> {
     let mut directories = Vec::new();
     let mut headers = Vec::new();
     match dir.entries() {

@@ -1,0 +1,847 @@
+//! The command line: arguments in; standard output, standard error and exit code out. Nothing is mounted here.
+
+use std::{
+    fs,
+    io::Write,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use hushfs::{
+    backing::Dir,
+    fs::{Caller, Fs, FsOptions, NameIn, ROOT},
+    keystore::{KeyFile, SlotChoice, Unlock},
+    vault::home::{Lock, VaultHome},
+};
+use tempfile::TempDir;
+
+/// What a command gave.
+#[derive(Debug, PartialEq, Eq)]
+struct Given {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn given(code: i32, out: &str, err: &str) -> Given {
+    Given {
+        code,
+        out: out.to_owned(),
+        err: err.to_owned(),
+    }
+}
+
+/// A directory with secrets in it, where commands are run.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Place(tempfile::tempdir().unwrap());
+        place.write("pass", b"correct horse\n");
+        place.write("other", b"battery staple\n");
+        place.write("key", &[7; 32]);
+        place
+    }
+
+    /// A place with a vault that `key` opens, which is quicker than a passphrase.
+    fn with_vault() -> Self {
+        let place = Place::new();
+        assert_eq!(place.run("init --key-file key vault"), given(0, "", ""));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hushfs"));
+        command
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run_with(&self, command: &mut Command) -> Given {
+        let output = command.output().unwrap();
+        Given {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn run(&self, arguments: &str) -> Given {
+        self.run_with(&mut self.command(&arguments.split(' ').collect::<Vec<_>>()))
+    }
+
+    /// Changes bytes of a file in place.
+    fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(self.path(name)).unwrap();
+        change(&mut bytes);
+        self.write(name, &bytes);
+    }
+
+    /// Fills the vault by the library: `a` with "hello\n", `dir/b` with 10000 times "x", `link` to `a`.
+    fn fill(&self) {
+        let key = KeyFile::new(vec![7; 32].into()).unwrap();
+        let home = VaultHome::enter(&self.path("vault"), Lock::Exclusive).unwrap();
+        let open = home.open(&Unlock::KeyFile(key), &SlotChoice::Any).unwrap();
+        let (vault, home) = open.into_vault();
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let options = FsOptions {
+            read_only: false,
+            shared: false,
+            own_uid: uid,
+            own_gid: gid,
+            cached_descriptors: 16,
+        };
+        let fs = Fs::new(vault, home.open_dir().unwrap(), options).unwrap();
+        let caller = Caller { uid, gid };
+        let at = |parent, name| NameIn { parent, name };
+        let file = |parent, name, bytes: &[u8]| {
+            let found = fs.create(at(parent, name), 0o640, caller).unwrap();
+            fs.write(found.node.id, 0, bytes).unwrap();
+            fs.release(found.node.id);
+        };
+        file(ROOT, b"a", b"hello\n");
+        let dir = fs.make_directory(at(ROOT, b"dir"), 0o755, caller).unwrap();
+        file(dir.node.id, b"b", &[b'x'; 10_000]);
+        fs.make_link(at(ROOT, b"link"), b"a", caller).unwrap();
+        fs.seal_all();
+    }
+
+    /// Returns the name in the vault of the entry that `is` tells, in a directory of it.
+    fn entry(&self, directory: &str, is: impl Fn(&fs::Metadata, &str) -> bool) -> String {
+        let found = fs::read_dir(self.path(directory)).unwrap().find_map(|entry| {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            is(&entry.metadata().unwrap(), &name).then_some(name)
+        });
+        found.unwrap()
+    }
+
+    fn data_file(&self, directory: &str) -> String {
+        self.entry(directory, |metadata, name| metadata.is_file() && !name.contains('.'))
+    }
+
+    fn header(&self, directory: &str) -> String {
+        self.entry(directory, |_, name| name.len() == 27 && name.ends_with(".hush"))
+    }
+}
+
+const KDF: &str = "--kdf-memory 64M --kdf-time 1ms";
+
+/// Replaces what differs from run to run: ids and times.
+fn normal(text: &str) -> String {
+    let is_hex = |word: &str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_time = |word: &str| word.len() == 20 && word.starts_with("20") && word.ends_with('Z');
+    let word = |word: &str| {
+        let bare = word.trim_matches(['"', ',']);
+        match bare {
+            _ if is_hex(bare) => word.replace(bare, "ID"),
+            _ if is_time(bare) => word.replace(bare, "TIME"),
+            _ => word.to_owned(),
+        }
+    };
+    let line = |line: &str| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn init_makes_a_vault_and_says_nothing() {
+    let place = Place::new();
+    assert_eq!(
+        place.run(&format!("init {KDF} --passfile pass vault")),
+        given(0, "", "")
+    );
+    let mode = fs::metadata(place.path("vault")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert_eq!(
+        place.run("init --key-file key vault"),
+        given(1, "", "hushfs: vault: is a vault already\n")
+    );
+    assert_eq!(
+        place.run("init --key-file key ."),
+        given(
+            1,
+            "",
+            &format!(
+                "hushfs: .: directory is not empty ({:?} is in it): name an empty or a new one\n",
+                first_entry(&place.path("."))
+            )
+        )
+    );
+    fs::remove_file(place.path("vault/vault.hush")).unwrap();
+    let unfinished = place.run("init --key-file key vault");
+    assert_eq!(unfinished.code, 1);
+    assert!(
+        unfinished
+            .err
+            .starts_with("hushfs: vault: holds a keystore.hush and nothing else")
+    );
+}
+
+fn first_entry(path: &Path) -> String {
+    let dir = Dir::open(path).unwrap();
+    let entries = dir.entries().unwrap();
+    let first = entries.iter().find(|entry| !entry.name.starts_with(b".")).unwrap();
+    String::from_utf8(first.name.clone()).unwrap()
+}
+
+#[test]
+fn init_refuses_what_no_vault_can_be() {
+    let place = Place::new();
+    assert_eq!(
+        place.run("init --key-file key --block-size 5000 vault"),
+        given(
+            2,
+            "",
+            "hushfs: block size 5000: must be a power of two from 4096 to 65536\n"
+        )
+    );
+    let suite = place.run("init --suite rot13 vault");
+    assert_eq!(suite.code, 2);
+    assert!(
+        suite.err.contains("suites are aes-256-gcm-siv, xchacha20-poly1305"),
+        "{}",
+        suite.err
+    );
+    assert_eq!(
+        place.run("init --key-file pass vault"),
+        given(3, "", "hushfs: a key file has 32 to 1048576 bytes; this has 14\n")
+    );
+    place.write("hush1", b"hush1-abc\n");
+    assert_eq!(
+        place.run("init --passfile hush1 vault"),
+        given(
+            2,
+            "",
+            "hushfs: a passphrase cannot look like a recovery key: choose another\n"
+        )
+    );
+    assert!(!place.path("vault").exists());
+}
+
+#[test]
+fn info_needs_no_secret() {
+    let place = Place::new();
+    place.run(&format!(
+        "init {KDF} --passfile pass --suite xchacha20-poly1305 --block-size 64K vault"
+    ));
+    let info = place.run("info vault");
+    assert_eq!(
+        (info.code, normal(&info.out).as_str(), info.err.as_str()),
+        (
+            0,
+            "\
+vault       ID
+created     TIME
+format      1
+suite       xchacha20-poly1305
+block size  65536
+epoch       1 of 1 epoch
+keystore    embedded
+slot 1      \"passphrase\", passphrase (Argon2id, 64 MiB, 3 passes), TIME
+nothing of this is authenticated: whoever can write to the vault can make it say anything
+",
+            ""
+        )
+    );
+    let json: serde_json::Value = serde_json::from_str(&place.run("info --json vault").out).unwrap();
+    assert_eq!(json["authenticated"], false);
+    assert_eq!(json["suite"], "xchacha20-poly1305");
+    assert_eq!(json["block_size"], 65536);
+    assert_eq!(json["slots"][0]["kind"], "passphrase");
+    assert_eq!(json["epochs"][0]["number"], 1);
+}
+
+#[test]
+fn a_secret_comes_from_any_of_its_sources() {
+    let place = Place::new();
+    place.run(&format!("init {KDF} --passfile pass vault"));
+    let empty = given(0, "", "");
+    assert_eq!(place.run("ls --passfile pass vault"), empty);
+    let mut extpass = place.command(&["ls", "--extpass", "cat pass; echo more", "vault"]);
+    assert_eq!(place.run_with(&mut extpass), empty);
+    let mut passfd = place.command(&["ls", "--passfd", "0", "vault"]);
+    passfd.stdin(fs::File::open(place.path("pass")).unwrap());
+    assert_eq!(place.run_with(&mut passfd), empty);
+    fs::create_dir(place.path("credentials")).unwrap();
+    place.write("credentials/hushfs", b"correct horse");
+    place.write("credentials/wrong", b"incorrect");
+    let mut credential = place.command(&["ls", "vault"]);
+    credential.env("CREDENTIALS_DIRECTORY", place.path("credentials"));
+    assert_eq!(place.run_with(&mut credential), empty);
+    let mut named = place.command(&["ls", "--credential", "wrong", "vault"]);
+    named.env("CREDENTIALS_DIRECTORY", place.path("credentials"));
+    assert_eq!(place.run_with(&mut named).code, 3);
+    assert_eq!(
+        place.run("ls --credential none vault"),
+        given(
+            1,
+            "",
+            "hushfs: no systemd credential \"none\": set LoadCredential=none:... in the unit\n"
+        )
+    );
+}
+
+#[test]
+fn what_gives_no_secret_is_named() {
+    let place = Place::new();
+    place.run(&format!("init {KDF} --passfile pass vault"));
+    place.write("empty", b"");
+    place.write("blank", b"\n");
+    for (arguments, code, message) in [
+        (
+            "ls vault",
+            2,
+            "no passphrase: standard input is not a terminal to ask on: use --passfile, --extpass, --passfd or --key-file",
+        ),
+        ("ls --passfile none vault", 1, "none: No such file or directory"),
+        ("ls --passfile empty vault", 1, "empty: has no line with a passphrase"),
+        ("ls --passfile blank vault", 3, "the passphrase is empty"),
+        ("ls --passfd 77 vault", 1, "file descriptor 77: Bad file descriptor"),
+        (
+            "ls --extpass false vault",
+            1,
+            "the command of --extpass ended with exit status: 1",
+        ),
+        (
+            "ls --passfile other vault",
+            3,
+            "wrong passphrase: try again, or another way in (`hushfs info` lists them)",
+        ),
+        (
+            "ls --key-file key vault",
+            3,
+            "no slot of the keystore, or not the one chosen, takes a key file: `hushfs info` lists the ways in",
+        ),
+        (
+            "ls --slot 7 --passfile pass vault",
+            3,
+            "the keystore has no slot 7: `hushfs info` lists the ways in",
+        ),
+        (
+            "ls --recovery --passfile pass vault",
+            3,
+            "not a recovery key: it starts with HUSH1-",
+        ),
+    ] {
+        assert_eq!(
+            place.run(arguments),
+            given(code, "", &format!("hushfs: {message}\n")),
+            "{arguments}"
+        );
+    }
+    assert_eq!(place.run("ls --passfile pass --key-file key vault").code, 2);
+    assert_eq!(place.run("ls --recovery --key-file key vault").code, 2);
+}
+
+#[test]
+fn a_recovery_key_is_printed_once_and_opens() {
+    let place = Place::new();
+    let init = place.run("init --key-file key --recovery-key vault");
+    assert_eq!((init.code, init.err.as_str(), init.out.lines().count()), (0, "", 1));
+    assert!(init.out.starts_with("HUSH1-"));
+    place.write("recovery", init.out.to_lowercase().as_bytes());
+    assert_eq!(place.run("ls --passfile recovery vault"), given(0, "", ""));
+    assert_eq!(place.run("ls --recovery --passfile recovery vault"), given(0, "", ""));
+    let mistyped = init.out.replacen("HUSH1-", "HUSH1-U", 1);
+    place.write("recovery", mistyped.as_bytes());
+    assert_eq!(place.run("ls --passfile recovery vault").code, 3);
+}
+
+#[test]
+fn a_vault_that_does_not_open_has_its_exit_code() {
+    let place = Place::with_vault();
+    let header = fs::read(place.path("vault/vault.hush")).unwrap();
+    let keystore = fs::read(place.path("vault/keystore.hush")).unwrap();
+    let ls = "ls --key-file key vault";
+    let expect = |arguments: &str, code: i32, message: &str| {
+        assert_eq!(place.run(arguments), given(code, "", &format!("hushfs: {message}\n")));
+    };
+
+    expect("ls --key-file key none", 4, "none: no such directory");
+    expect(
+        "ls --key-file key .",
+        4,
+        ".: not a vault (no vault.hush in it): make one with `hushfs init`",
+    );
+    place.damage("vault/vault.hush", |bytes| bytes[40] ^= 1);
+    let damaged = place.run(ls);
+    assert_eq!((damaged.code, damaged.out.as_str()), (4, ""));
+    place.write("vault/vault.hush", &header);
+    place.damage("vault/vault.hush", |bytes| *bytes.last_mut().unwrap() ^= 1);
+    expect(
+        ls,
+        4,
+        "vault.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
+    );
+    place.write("vault/vault.hush", &header[..30]);
+    expect(
+        "info vault",
+        4,
+        "vault.hush: cut short: put it back from a backup or the sync tool's history",
+    );
+    place.write("vault/vault.hush", &header);
+    place.damage("vault/vault.hush", |bytes| bytes[8] = 9);
+    let newer = "vault.hush: made by a newer hushfs (format version 9, this one reads 1): use a newer hushfs";
+    expect(ls, 5, newer);
+    expect("info vault", 5, newer);
+    place.write("vault/vault.hush", &header);
+    place.damage("vault/keystore.hush", |bytes| *bytes.last_mut().unwrap() ^= 1);
+    expect(
+        ls,
+        4,
+        "keystore.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
+    );
+    fs::remove_file(place.path("vault/keystore.hush")).unwrap();
+    expect(ls, 4, "vault: keystore.hush is missing: put it back from a backup");
+    place.write("vault/keystore.hush", &keystore);
+    place.write("key2", &[8; 32]);
+    expect(
+        "ls --key-file key2 vault",
+        3,
+        "the key file does not open any slot: `hushfs info` lists the ways in",
+    );
+    assert_eq!(place.run(ls), given(0, "", ""));
+}
+
+#[test]
+fn an_old_vault_header_put_back_is_refused() {
+    let place = Place::with_vault();
+    let old = fs::read(place.path("vault/vault.hush")).unwrap();
+    assert_eq!(
+        place.run("key rotate --key-file key vault"),
+        given(
+            0,
+            "",
+            "hushfs: new files use epoch 2; `hushfs rewrap` moves the others to it\n"
+        )
+    );
+    place.write("vault/vault.hush", &old);
+    assert_eq!(
+        place.run("ls --key-file key vault"),
+        given(
+            4,
+            "",
+            "hushfs: vault.hush: an old one was put back (epoch 1, the keystore has seen 2): put the newest one back\n"
+        )
+    );
+}
+
+#[test]
+fn a_vault_in_use_is_left_alone() {
+    let place = Place::with_vault();
+    let message = "hushfs: vault: vault is in use by another hushfs (mounted?): unmount it or wait\n";
+    let held = Dir::open(&place.path("vault")).unwrap();
+    held.lock(false).unwrap();
+    for arguments in [
+        "ls --key-file key vault",
+        "key rotate --key-file key vault",
+        "mount --key-file key vault pass",
+    ] {
+        assert_eq!(place.run(arguments), given(6, "", message), "{arguments}");
+    }
+    assert_eq!(place.run("info vault").code, 0);
+    assert_eq!(place.run("key list --key-file key vault").code, 0);
+    drop(held);
+    let held = Dir::open(&place.path("vault")).unwrap();
+    held.lock(true).unwrap();
+    assert_eq!(place.run("ls --key-file key vault"), given(0, "", ""));
+    assert_eq!(place.run("key rotate --key-file key vault"), given(6, "", message));
+}
+
+#[test]
+fn slots_come_and_go() {
+    let place = Place::with_vault();
+    let rekeyed = |epoch| format!("hushfs: new files use epoch {epoch}; `hushfs rewrap` moves the others to it\n");
+    assert_eq!(
+        place.run(&format!(
+            "key add --key-file key {KDF} --new-passfile pass --name laptop vault"
+        )),
+        given(0, "", "")
+    );
+    assert_eq!(
+        place.run("key add --passfile pass --new-key-file stick --generate vault"),
+        given(0, "", "")
+    );
+    assert_eq!(
+        fs::metadata(place.path("stick")).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(
+        place.run("key add --passfile pass --new-key-file stick --generate vault"),
+        given(1, "", "hushfs: stick: exists already: name another\n")
+    );
+    let list = place.run("key list --key-file stick vault");
+    assert_eq!(
+        normal(&list.out),
+        "\
+slot   1 \"key file\", key file, TIME
+slot   2 \"laptop\", passphrase (Argon2id, 64 MiB, 3 passes), TIME
+slot   3 \"key file 2\", key file, TIME (opened it now)
+key ID enabled, 1 version, alias/hushfs/default
+"
+    );
+    let json: serde_json::Value = serde_json::from_str(&place.run("key list --json --key-file key vault").out).unwrap();
+    assert_eq!(json["opened_by"], 1);
+    assert_eq!(json["slots"][1]["name"], "laptop");
+    assert_eq!(json["keys"][0]["version"], 1);
+
+    assert_eq!(
+        place.run("key remove --key-file key vault desktop"),
+        given(1, "", "hushfs: no slot \"desktop\": `hushfs info` lists them\n")
+    );
+    assert_eq!(
+        place.run("key remove --key-file key vault laptop"),
+        given(0, "", &rekeyed(2))
+    );
+    assert_eq!(place.run("ls --passfile pass vault").code, 3);
+    assert_eq!(
+        place.run("key remove --key-file key vault 3"),
+        given(0, "", &rekeyed(3))
+    );
+    assert_eq!(
+        place.run("key remove --key-file key vault 1"),
+        given(
+            1,
+            "",
+            "hushfs: slot 1 is the last; nothing would open the keystore without it: add another first\n"
+        )
+    );
+    let recovery = place.run("key add --key-file key --new-recovery vault");
+    assert_eq!((recovery.code, recovery.err.as_str()), (0, ""));
+    place.write("recovery", recovery.out.as_bytes());
+    assert_eq!(place.run("ls --passfile recovery vault"), given(0, "", ""));
+}
+
+#[test]
+fn passwd_changes_one_passphrase() {
+    let place = Place::new();
+    place.run(&format!("init {KDF} --passfile pass vault"));
+    let changed = "hushfs: new files use epoch 2; `hushfs rewrap` moves the others to it\n";
+    assert_eq!(
+        place.run(&format!("passwd --passfile pass {KDF} --new-passfile other vault")),
+        given(0, "", changed)
+    );
+    assert_eq!(place.run("ls --passfile pass vault").code, 3);
+    assert_eq!(place.run("ls --passfile other vault").code, 0);
+    // Two lines of one descriptor: the old one and the new one.
+    place.write("both", b"battery staple\ncorrect horse\n");
+    let words = format!("passwd --passfd 0 {KDF} --new-passfd 0 vault");
+    let mut both = place.command(&words.split(' ').collect::<Vec<_>>());
+    both.stdin(fs::File::open(place.path("both")).unwrap());
+    assert_eq!(place.run_with(&mut both).code, 0);
+    assert_eq!(place.run("ls --passfile pass vault").code, 0);
+}
+
+#[test]
+fn who_forgot_the_passphrase_changes_it_with_the_recovery_key() {
+    let place = Place::new();
+    let init = place.run(&format!("init {KDF} --passfile pass --recovery-key vault"));
+    place.write("recovery", init.out.as_bytes());
+    let passwd = format!("passwd --passfile recovery {KDF} --new-passfile other vault");
+    assert_eq!(place.run(&passwd).code, 0);
+    assert_eq!(place.run("ls --passfile other vault").code, 0);
+    assert_eq!(place.run("ls --passfile recovery vault").code, 0);
+    place.run(&format!("key add --passfile other {KDF} --new-passfile pass vault"));
+    assert_eq!(
+        place.run(&passwd),
+        given(
+            2,
+            "",
+            "hushfs: which passphrase is to be changed: name its slot with --change\n"
+        )
+    );
+}
+
+#[test]
+fn rewrap_moves_headers_and_retires_epochs() {
+    let place = Place::with_vault();
+    place.fill();
+    let old = fs::read(place.path("vault").join(place.header("vault"))).unwrap();
+    place.run("key rotate --key-file key vault");
+    assert_eq!(
+        place.run("rewrap --key-file key vault"),
+        given(0, "", "hushfs: 2 headers moved to epoch 2, 0 of it already\n")
+    );
+    assert_eq!(
+        place.run("rewrap --retire --key-file key vault"),
+        given(
+            0,
+            "",
+            "hushfs: 0 headers moved to epoch 2, 2 of it already\nhushfs: 1 epoch retired\n"
+        )
+    );
+    assert_eq!(place.run("cat --key-file key vault a"), given(0, "hello\n", ""));
+    let name = place.header("vault");
+    place.write(&format!("vault/{name}"), &old);
+    assert_eq!(
+        place.run("rewrap --key-file key vault"),
+        given(
+            9,
+            "",
+            &format!(
+                "hushfs: {name}: its header is of epoch 1, whose key is not here\n\
+                 hushfs: 0 headers moved to epoch 2, 1 of it already\n\
+                 hushfs: 1 not rewrapped, see above: `hushfs fsck` says more; no epoch was retired\n"
+            )
+        )
+    );
+}
+
+#[test]
+fn a_vault_can_be_read_without_a_mount() {
+    let place = Place::with_vault();
+    place.fill();
+    assert_eq!(place.run("ls --key-file key vault"), given(0, "a\ndir\nlink\n", ""));
+    assert_eq!(
+        place.run("ls --key-file key vault a dir"),
+        given(0, "a\n\ndir:\nb\n", "")
+    );
+    let long = place.run("ls -l --key-file key vault");
+    let lines: Vec<_> = long.out.lines().collect();
+    assert!(
+        lines[0].starts_with("-rw-r-----   1 ") && lines[0].ends_with(" a"),
+        "{}",
+        long.out
+    );
+    assert!(lines[2].starts_with("lrwxrwxrwx   1 ") && lines[2].ends_with(" link -> a"));
+    assert_eq!(
+        place.run("cat --key-file key vault a /a"),
+        given(0, "hello\nhello\n", "")
+    );
+    assert_eq!(
+        place.run("cat --key-file key vault none"),
+        given(1, "", "hushfs: none: No such file or directory\n")
+    );
+    assert_eq!(
+        place.run("cat --key-file key vault dir"),
+        given(1, "", "hushfs: dir: Is a directory\n")
+    );
+}
+
+#[test]
+fn export_copies_without_replacing_anything() {
+    let place = Place::with_vault();
+    place.fill();
+    assert_eq!(place.run("export --key-file key vault / out"), given(0, "", ""));
+    assert_eq!(fs::read(place.path("out/a")).unwrap(), b"hello\n");
+    assert_eq!(fs::read(place.path("out/dir/b")).unwrap(), [b'x'; 10_000]);
+    assert_eq!(fs::read_link(place.path("out/link")).unwrap(), Path::new("a"));
+    let metadata = |path: PathBuf| fs::symlink_metadata(path).unwrap();
+    assert_eq!(metadata(place.path("out/a")).permissions().mode() & 0o777, 0o640);
+    assert_eq!(metadata(place.path("out/dir")).permissions().mode() & 0o777, 0o755);
+    let stored = place.path("vault").join(place.data_file("vault"));
+    assert_eq!(
+        metadata(place.path("out/a")).modified().unwrap(),
+        metadata(stored).modified().unwrap()
+    );
+    assert_eq!(
+        place.run("export --key-file key vault / out"),
+        given(1, "", "hushfs: out: exists already: name another\n")
+    );
+    assert_eq!(place.run("export --key-file key vault dir/b b"), given(0, "", ""));
+    assert_eq!(place.run("export --key-file key vault dir/b b").code, 1);
+}
+
+#[test]
+fn verify_and_fsck_find_damage() {
+    let place = Place::with_vault();
+    place.fill();
+    assert_eq!(
+        place.run("verify --key-file key vault"),
+        given(0, "", "hushfs: 2 files with 10006 bytes read, 0 damaged\n")
+    );
+    assert_eq!(
+        place.run("fsck --key-file key vault"),
+        given(
+            0,
+            "",
+            "hushfs: 2 directories and 3 files checked, 0 damaged, 0 other findings\n"
+        )
+    );
+    let name = place.data_file("vault");
+    place.damage(&format!("vault/{name}"), |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let verify = place.run("verify --key-file key vault");
+    assert_eq!(verify.code, 9);
+    assert!(verify.out.starts_with(&format!("a ({name}): ")), "{}", verify.out);
+    assert_eq!(verify.err, "hushfs: 2 files with 10006 bytes read, 1 damaged\n");
+    assert_eq!(place.run("verify --key-file key vault dir").code, 0);
+    let json: serde_json::Value = serde_json::from_str(&place.run("verify --json --key-file key vault").out).unwrap();
+    assert_eq!(json["damaged"], true);
+    assert_eq!(json["findings"][0]["path"], "a");
+    assert_eq!(json["findings"][0]["disk_path"], name.as_str());
+    let cat = place.run("cat --key-file key vault a");
+    assert_eq!((cat.code, cat.out.as_str()), (9, ""));
+    let export = place.run("export --key-file key vault / out");
+    assert_eq!(export.code, 9);
+    assert_eq!(fs::read(place.path("out/dir/b")).unwrap(), [b'x'; 10_000]);
+
+    let header = place.header("vault");
+    fs::rename(place.path("vault").join(&header), place.path("vault/x.tmp.hush")).unwrap();
+    place.write("vault/notes.txt", b"");
+    let directory = place.entry("vault", |metadata, _| metadata.is_dir());
+    let moved = fs::read(
+        place
+            .path("vault")
+            .join(&directory)
+            .join(place.header(&format!("vault/{directory}"))),
+    )
+    .unwrap();
+    let stray = place.header(&format!("vault/{directory}"));
+    place.write(&format!("vault/{stray}"), &moved);
+    let fsck = place.run("fsck --key-file key vault");
+    assert_eq!(fsck.code, 9);
+    let mut lines: Vec<_> = fsck.out.lines().collect();
+    lines.sort_unstable();
+    let mut expected = [
+        format!("damage: a ({name}): its header {header} is missing"),
+        "note:  (notes.txt): not made by hushfs".to_owned(),
+        "note:  (x.tmp.hush): left over from an interrupted write".to_owned(),
+        format!("note:  ({stray}): header of no file in this directory"),
+    ];
+    expected.sort_unstable();
+    assert_eq!(lines, expected);
+    fs::rename(place.path("vault/x.tmp.hush"), place.path("vault").join(&header)).unwrap();
+    fs::rename(
+        place.path("vault").join(&directory),
+        place.path("vault").join(sealed_elsewhere()),
+    )
+    .unwrap();
+    let fsck = place.run("fsck --json --key-file key vault");
+    let json: serde_json::Value = serde_json::from_str(&fsck.out).unwrap();
+    let damage = json["findings"].as_array().unwrap();
+    assert!(damage.iter().any(|finding| {
+        finding["severity"] == "damage"
+            && finding["disk_path"] == sealed_elsewhere()
+            && finding["problem"]
+                .as_str()
+                .unwrap()
+                .starts_with("the name does not open")
+    }));
+}
+
+/// A name that could be sealed, but is not of this vault.
+fn sealed_elsewhere() -> &'static str {
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+}
+
+#[test]
+fn mount_and_unmount_refuse_what_cannot_be() {
+    let place = Place::with_vault();
+    for (arguments, code, message) in [
+        (
+            "mount --key-file key vault none",
+            7,
+            "cannot mount on none: No such file or directory",
+        ),
+        (
+            "mount --key-file key vault pass",
+            7,
+            "cannot mount on pass: Not a directory",
+        ),
+        (
+            "mount --key-file key -o ro,fast vault pass",
+            2,
+            "unknown mount option \"fast\": see `hushfs mount --help`",
+        ),
+        (
+            "mount --key-file key -o idle=soon vault pass",
+            2,
+            "mount option \"idle=soon\": not a time: write 500ms, 30s, 10m or 2h",
+        ),
+        (
+            "mount --key-file key -o key-file=key vault pass",
+            2,
+            "mount option \"key-file=key\": given twice",
+        ),
+        ("unmount vault", 7, "vault: no vault is mounted there"),
+        ("umount none", 7, "none: no vault is mounted there"),
+    ] {
+        assert_eq!(
+            place.run(arguments),
+            given(code, "", &format!("hushfs: {message}\n")),
+            "{arguments}"
+        );
+    }
+    // The error of the background process is told once, and its exit code is the command's.
+    let helper = place.run("./vault ./none -o ro,key-file=key");
+    assert_eq!(
+        helper,
+        given(7, "", "hushfs: cannot mount on ./none: No such file or directory\n")
+    );
+}
+
+#[test]
+fn completions_and_manual_pages_are_written() {
+    let place = Place::new();
+    let bash = place.run("completions bash");
+    assert_eq!((bash.code, bash.err.as_str()), (0, ""));
+    assert!(bash.out.contains("_hushfs()"));
+    fs::create_dir(place.path("man")).unwrap();
+    assert_eq!(place.run("man man"), given(0, "", ""));
+    for page in ["hushfs.1", "hushfs-mount.1", "hushfs-key-add.1"] {
+        assert!(place.path("man").join(page).exists(), "{page}");
+    }
+    assert_eq!(
+        place.run("man none"),
+        given(1, "", "hushfs: none: No such file or directory\n")
+    );
+}
+
+#[test]
+fn usage_errors_have_their_exit_code() {
+    let place = Place::new();
+    assert_eq!(place.run("frobnicate").code, 2);
+    assert_eq!(place.run("init").code, 2);
+    assert_eq!(place.run("--help").code, 0);
+    let version = place.run("--version");
+    assert_eq!(
+        version,
+        given(0, &format!("hushfs {}\n", env!("CARGO_PKG_VERSION")), "")
+    );
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let place = Place::with_vault();
+    place.fill();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = place.command(&["cat", "--key-file", "key", "vault", "dir/b"]);
+    command.stdout(writer);
+    assert_eq!(place.run_with(&mut command), given(1, "", ""));
+}
+
+#[test]
+fn a_passphrase_can_come_through_a_pipe_of_any_number() {
+    let place = Place::new();
+    place.run(&format!("init {KDF} --passfile pass vault"));
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"correct horse\nand more").unwrap();
+    drop(writer);
+    let number = reader.as_raw_fd();
+    let mut command = place.command(&["ls", "--passfd", "3", "vault"]);
+    // SAFETY: dup2 is async-signal-safe.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
+            match libc::dup2(number, 3) {
+                3 if number == 3 => drop(libc::fcntl(3, libc::F_SETFD, 0)),
+                3 => {}
+                _ => return Err(std::io::Error::last_os_error()),
+            }
+            Ok(())
+        });
+    }
+    assert_eq!(place.run_with(&mut command), given(0, "", ""));
+}
