@@ -731,6 +731,62 @@ fn verify_and_fsck_find_damage() {
     }));
 }
 
+#[test]
+fn fsck_tells_leftovers_from_damage() {
+    let place = Place::with_vault();
+    place.fill();
+    let name = place.data_file("vault");
+    let copy = format!("{name} (conflicted copy)");
+    fs::copy(place.path("vault").join(&name), place.path("vault").join(&copy)).unwrap();
+    let long = "A".repeat(44);
+    let id = "B".repeat(21) + "A";
+    for stray in [
+        format!("{long}.long.hush"),
+        format!("{id}.link.hush"),
+        format!("{}.txt", "A".repeat(43)),
+    ] {
+        place.write(&format!("vault/{stray}"), b"");
+    }
+    let fsck = place.run("fsck --key-file key vault");
+    let mut lines: Vec<_> = fsck.out.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            format!("note:  ({}.txt): not made by hushfs", "A".repeat(43)),
+            format!("note:  ({long}.long.hush): long name of no entry in this directory"),
+            format!("note:  ({id}.link.hush): target of no link in this directory"),
+            format!("note: a ({copy}): conflict copy of a sync tool"),
+        ]
+    );
+    assert_eq!(fsck.code, 0);
+    assert_eq!(
+        fsck.err,
+        "hushfs: 2 directories and 4 files checked, 0 damaged, 4 other findings\n"
+    );
+    place.write(&format!("vault/{long}"), b"x");
+    let link = place.entry("vault", |metadata, _| metadata.is_symlink());
+    fs::remove_file(place.path("vault").join(&link)).unwrap();
+    std::os::unix::fs::symlink("nonsense", place.path("vault").join(&link)).unwrap();
+    let directory = place.entry("vault", |metadata, _| metadata.is_dir());
+    place.write(&format!("vault/{directory}/dir.hush"), b"short");
+    let fsck = place.run("fsck --key-file key vault");
+    assert_eq!(fsck.code, 9);
+    let damage: Vec<_> = fsck.out.lines().filter(|line| line.starts_with("damage: ")).collect();
+    assert_eq!(damage.len(), 3, "{}", fsck.out);
+    assert!(damage.contains(&format!("damage: dir ({directory}): its dir.hush: cut short").as_str()));
+    assert!(
+        damage
+            .iter()
+            .any(|line| line.starts_with(&format!("damage:  ({long}): the name does not open")))
+    );
+    assert!(
+        damage
+            .iter()
+            .any(|line| line.starts_with(&format!("damage: link ({link}): its target: ")))
+    );
+}
+
 /// A name that could be sealed, but is not of this vault.
 fn sealed_elsewhere() -> &'static str {
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
