@@ -522,7 +522,7 @@ impl<S: Storage> Content<S> {
     /// Fills the last block with zeros where a write or an extension begins in a later one: only the last may be short.
     fn pad_tail_before(&self, state: &mut ContentState, first: BlockIndex) -> Result<(), ContentError> {
         let tail = BlockIndex(state.size.0 / self.layout.block_size());
-        if state.size.0 % self.layout.block_size() == 0 || tail >= first {
+        if state.size.0.is_multiple_of(self.layout.block_size()) || tail >= first {
             return Ok(());
         }
         self.extend_tail(state, tail, self.layout.block_size() as usize)
@@ -727,7 +727,7 @@ impl<S: Storage> Content<S> {
         let block_size = self.layout.block_size();
         let tail_end = state.size.0.next_multiple_of(block_size);
         self.start_change(state, new.0 > tail_end)?;
-        if state.size.0 % block_size != 0 {
+        if !state.size.0.is_multiple_of(block_size) {
             let tail = BlockIndex(state.size.0 / block_size);
             let len = self.layout.plain_len(tail, new) as usize;
             self.extend_tail(state, tail, len)?;

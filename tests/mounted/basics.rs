@@ -186,7 +186,7 @@ fn files_without_permissions_can_be_written_by_who_creates_them() {
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0)
+        .mode(0o0)
         .open(&path)
         .unwrap();
     file.write_all(b"content").unwrap();
