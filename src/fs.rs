@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, Stat};
 
 pub use attr::{Attr, SetAttr, SetTime, Time};
-pub use directory::NameIn;
+pub use directory::{Leftovers, NameIn};
 pub use error::FsError;
 pub use file::Allocate;
 pub use listing::{Listed, ListedPlus};
@@ -387,6 +387,7 @@ impl Fs {
 }
 
 /// A directory ready for operations on its names.
+#[derive(Clone, Debug)]
 struct OpenDirectory {
     node: Arc<Node>,
     dir: Arc<Dir>,

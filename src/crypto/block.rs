@@ -272,4 +272,48 @@ mod tests {
             prop_assert_eq!(&back, &plain);
         }
     }
+
+    /// Prints how fast each implementation seals and opens blocks: `cargo test --release block::tests::rates -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "measures; by hand, in a release build"]
+    fn rates() {
+        const BLOCK: usize = 4096;
+        const COUNT: u64 = 65_536;
+        let ciphers = [
+            (
+                "aes-256-gcm-siv, built in",
+                BlockCipher::from_key(Suite::Aes256GcmSiv, &[5; 32]),
+            ),
+            (
+                "aes-256-gcm-siv, portable",
+                BlockCipher(Implementation::Portable(Box::new(aes_gcm_siv::Aes256GcmSiv::new(
+                    &[5; 32].into(),
+                )))),
+            ),
+            (
+                "xchacha20-poly1305",
+                BlockCipher::from_key(Suite::XChaCha20Poly1305, &[5; 32]),
+            ),
+        ];
+        for (name, cipher) in ciphers {
+            let plain = [7; BLOCK];
+            let mut opened = [0; BLOCK];
+            let mut sealed = vec![1; BLOCK + cipher.suite().overhead()];
+            let gigabytes =
+                |elapsed: std::time::Duration| (COUNT as usize * BLOCK) as f64 / elapsed.as_secs_f64() / 1e9;
+            let start = std::time::Instant::now();
+            for i in 0..COUNT {
+                cipher.seal(BlockIndex(i), &plain, &mut sealed);
+            }
+            let sealing = gigabytes(start.elapsed());
+            let start = std::time::Instant::now();
+            for _ in 0..COUNT {
+                cipher.open(BlockIndex(COUNT - 1), &sealed, &mut opened).unwrap();
+            }
+            println!(
+                "{name}: seals {sealing:.2} GB/s, opens {:.2} GB/s",
+                gigabytes(start.elapsed())
+            );
+        }
+    }
 }

@@ -38,6 +38,13 @@ pub struct NameIn<'n> {
     pub name: &'n [u8],
 }
 
+/// Headers that an operation left without a use, for [`Fs::clear`].
+#[must_use = "headers stay behind otherwise"]
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    headers: Vec<(OpenDirectory, FileId)>,
+}
+
 /// One side of a rename: where an entry is, and where it goes.
 struct Side<'a> {
     node: Option<Arc<Node>>,
@@ -247,7 +254,7 @@ impl Fs {
     /// # Errors
     ///
     /// What the backing filesystem gives.
-    pub fn unlink(&self, at: NameIn<'_>) -> FsResult<()> {
+    pub fn unlink(&self, at: NameIn<'_>) -> FsResult<Leftovers> {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
@@ -263,12 +270,29 @@ impl Fs {
         {
             let _ = directory.dir.unlink(&name::link_file(link));
         }
-        self.lost_a_name(&directory, at.name, &stat, id);
-        Ok(())
+        let mut leftovers = Leftovers::default();
+        self.lost_a_name(&directory, at.name, &stat, id, &mut leftovers);
+        Ok(leftovers)
+    }
+
+    /// Removes headers that an operation left without a use.
+    ///
+    /// Not part of the operation, since nobody needs to wait for it: a header too many is harmless.
+    pub fn clear(&self, leftovers: Leftovers) {
+        for (directory, id) in leftovers.headers {
+            self.drop_header(&directory, id);
+        }
     }
 
     /// After a name was removed or replaced: the last one takes header and node with it.
-    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat, id: Option<FileId>) {
+    fn lost_a_name(
+        &self,
+        directory: &OpenDirectory,
+        name: &[u8],
+        stat: &Stat,
+        id: Option<FileId>,
+        leftovers: &mut Leftovers,
+    ) {
         let last = stat.st_nlink == 1 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if let Some(node) = self.nodes.find(node_id(stat.st_ino)) {
             if last {
@@ -283,7 +307,7 @@ impl Fs {
             }
         }
         if last && let Some(id) = id {
-            self.drop_header(directory, id);
+            leftovers.headers.push((directory.clone(), id));
         }
     }
 
@@ -325,7 +349,8 @@ impl Fs {
             result => result?,
         }
         Self::drop_long_name(&directory.dir, &disk);
-        self.lost_a_name(&directory, at.name, &stat, None);
+        // A directory has no header outside itself.
+        self.lost_a_name(&directory, at.name, &stat, None, &mut Leftovers::default());
         Ok(())
     }
 
@@ -425,7 +450,7 @@ impl Fs {
     /// # Errors
     ///
     /// What the backing filesystem gives.
-    pub fn rename(&self, from: NameIn<'_>, to: NameIn<'_>, flags: u32) -> FsResult<()> {
+    pub fn rename(&self, from: NameIn<'_>, to: NameIn<'_>, flags: u32) -> FsResult<Leftovers> {
         self.check_writable()?;
         let flags = RenameFlags::from_bits(flags).ok_or(FsError::Invalid)?;
         let exchange = flags.contains(RenameFlags::EXCHANGE);
@@ -449,7 +474,7 @@ impl Fs {
         };
         match &target_stat {
             // Two names of one file, or one name: nothing happens (rename(2)).
-            Some(target) if target.st_ino == source_stat.st_ino => return Ok(()),
+            Some(target) if target.st_ino == source_stat.st_ino => return Ok(Leftovers::default()),
             Some(_) if flags.contains(RenameFlags::NOREPLACE) => return Err(FsError::Exists),
             None if exchange => return Err(FsError::NotFound),
             _ => {}
@@ -524,10 +549,11 @@ impl Fs {
         if !exchange && !flags.contains(RenameFlags::WHITEOUT) {
             Self::drop_long_name(&source_dir.dir, &source_disk);
         }
+        let mut leftovers = Leftovers::default();
         if source_dir.node.id != target_dir.node.id {
-            self.drop_what_served(&source, source_id);
+            self.drop_what_served(&source, source_id, &mut leftovers);
             if let Some(other) = &other {
-                self.drop_what_served(other, other_id);
+                self.drop_what_served(other, other_id, &mut leftovers);
             }
         }
         if let Some(stat) = &replaced {
@@ -536,15 +562,20 @@ impl Fs {
             {
                 let _ = target_dir.dir.unlink(&name::link_file(link));
             }
-            self.lost_a_name_by_rename(&target_dir, stat, replaced_id, &nodes);
+            self.lost_a_name_by_rename(&target_dir, stat, replaced_id, &mut leftovers);
         }
-        Ok(())
+        Ok(leftovers)
     }
 
-    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat, id: Option<FileId>, moved: &[Arc<Node>]) {
-        // The name is another node's now: that node's own link must not be taken for the lost one.
-        debug_assert!(moved.iter().all(|node| node.id != node_id(stat.st_ino)));
-        self.lost_a_name(directory, b"", stat, id);
+    fn lost_a_name_by_rename(
+        &self,
+        directory: &OpenDirectory,
+        stat: &Stat,
+        id: Option<FileId>,
+        leftovers: &mut Leftovers,
+    ) {
+        // The name is another node's now: none is given here, so that it is not taken for the lost one.
+        self.lost_a_name(directory, b"", stat, id, leftovers);
         if let Some(node) = self.nodes.find(node_id(stat.st_ino))
             && !node.is_dead()
         {
@@ -690,12 +721,12 @@ impl Fs {
     }
 
     /// Removes from the old directory what an entry needed there.
-    fn drop_what_served(&self, side: &Side<'_>, id: Option<FileId>) {
+    fn drop_what_served(&self, side: &Side<'_>, id: Option<FileId>, leftovers: &mut Leftovers) {
         let (from, _, _) = side.from;
         if side.stat.st_nlink == 1
             && let Some(id) = id
         {
-            self.drop_header(from, id);
+            leftovers.headers.push((from.clone(), id));
         }
         if side.stat.st_nlink == 1
             && let Some(node) = &side.node
@@ -731,7 +762,11 @@ fn clear_empty_directory(dir: &Dir) -> FsResult<()> {
     }
     for name in own {
         if let Ok(name) = std::str::from_utf8(&name) {
-            dir.unlink(name)?;
+            match dir.unlink(name) {
+                // A header that its operation's clearing removed meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
         }
     }
     Ok(())

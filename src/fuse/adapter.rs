@@ -22,7 +22,7 @@ use fuser::{
 use rustix::fs::FileType as Kind;
 
 use super::{kernel, pool::Pool};
-use crate::fs::{Allocate, Attr, Caller, Found, Fs, FsError, FsResult, NameIn, SetAttr, SetTime, Time};
+use crate::fs::{Allocate, Attr, Caller, Found, Fs, FsError, FsResult, Leftovers, NameIn, SetAttr, SetTime, Time};
 
 /// A change of size above this is left to the pool: it may free or reserve much.
 const SLOW_SIZE_CHANGE: u64 = 1 << 20;
@@ -91,6 +91,17 @@ impl Adapter {
                 Generation(found.node.generation),
             ),
             Err(error) => reply.error(errno(request, "entry", &error)),
+        }
+    }
+
+    /// Replies first: who asked need not wait for headers to be removed.
+    fn reply_then_clear(&self, request: &Request, operation: &str, result: FsResult<Leftovers>, reply: ReplyEmpty) {
+        match result {
+            Ok(leftovers) => {
+                reply.ok();
+                self.fs.clear(leftovers);
+            }
+            Err(error) => reply.error(errno(request, operation, &error)),
         }
     }
 
@@ -313,7 +324,7 @@ impl fuser::Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.activity.used();
-        reply_empty(request, "unlink", self.fs.unlink(at(parent, name)), reply);
+        self.reply_then_clear(request, "unlink", self.fs.unlink(at(parent, name)), reply);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -340,7 +351,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         self.activity.used();
         let result = self.fs.rename(at(parent, name), at(new_parent, new_name), flags.bits());
-        reply_empty(request, "rename", result, reply);
+        self.reply_then_clear(request, "rename", result, reply);
     }
 
     fn link(&self, request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
