@@ -23,6 +23,10 @@ const CAPABILITY: &[u8] = b"security.capability";
 /// POSIX access control lists, which need the backing filesystem's own.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
+/// Labels of SELinux, which the kernel keeps for mounts like this one by itself. Refused as such, so that `ls -l` asks once for the whole mount
+/// instead of once for each file.
+const SELINUX: &[u8] = b"security.selinux";
+
 /// Where on disk a node's attributes are.
 struct Attributes {
     dir: Arc<Dir>,
@@ -49,7 +53,7 @@ impl Fs {
         if name.len() > XATTR_NAME_MAX {
             return Err(FsError::Io(io::Error::from_raw_os_error(libc::ERANGE)));
         }
-        if name.starts_with(ACL_PREFIX) {
+        if name.starts_with(ACL_PREFIX) || name == SELINUX {
             return Err(FsError::NotSupported);
         }
         let hash = self.vault.xattr_keys().hash(name);
