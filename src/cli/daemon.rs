@@ -88,6 +88,9 @@ impl Background {
         rustix::stdio::dup2_stdout(&null)?;
         rustix::stdio::dup2_stderr(self.log.as_ref().unwrap_or(&null))?;
         debug_assert!(null.as_raw_fd() > 2);
+        if self.log.is_none() {
+            super::process::log_to_syslog();
+        }
         Ok(())
     }
 }

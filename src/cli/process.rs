@@ -1,6 +1,6 @@
 //! What the process asks of the system: no core dumps, enough descriptors, ignored signals, the log.
 
-use std::io::Write;
+use std::{io::Write, os::unix::net::UnixDatagram, sync::OnceLock};
 
 use log::LevelFilter;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
@@ -54,7 +54,46 @@ pub fn raise_descriptor_limit() -> usize {
     (now / DESCRIPTORS_PER_CACHED).clamp(16, 8192) as usize
 }
 
-/// Starts the log: on standard error, which a background process turns to its log file.
+/// Where syslog listens, journald's included.
+const SYSLOG: &str = "/dev/log";
+
+/// Facility daemon, severity notice (RFC 3164 section 4.1.1).
+const SYSLOG_PRIORITY: u32 = 3 * 8 + 5;
+
+/// Set once this process is in the background without a log file.
+static TO_SYSLOG: OnceLock<UnixDatagram> = OnceLock::new();
+
+/// Has the log go to syslog from now on, if there is one: nobody sees the standard error of a background process.
+pub fn log_to_syslog() {
+    let socket = UnixDatagram::unbound().and_then(|socket| socket.connect(SYSLOG).map(|()| socket));
+    if let Ok(socket) = socket {
+        TO_SYSLOG.get_or_init(|| socket);
+    }
+}
+
+/// Takes the lines of the log: to standard error, or to syslog.
+struct LogTarget;
+
+impl Write for LogTarget {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        match TO_SYSLOG.get() {
+            None => std::io::stderr().write_all(line)?,
+            Some(socket) => {
+                let text = String::from_utf8_lossy(line);
+                let message = format!("<{SYSLOG_PRIORITY}>hushfs[{}]: {}", std::process::id(), text.trim_end());
+                // A line that syslog does not take is lost, as with syslog(3).
+                let _ = socket.send(message.as_bytes());
+            }
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Starts the log: on standard error, which a background process turns to its log file, or else to syslog.
 pub fn start_log(verbose: u8, command: &Command) {
     let (has_file, in_service) = match command {
         Command::Mount(args) => (args.log_file.is_some(), true),
@@ -69,6 +108,7 @@ pub fn start_log(verbose: u8, command: &Command) {
     };
     env_logger::Builder::new()
         .filter_level(level)
+        .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .format(move |out, record| {
             if in_service {
                 let now = humantime::format_rfc3339_millis(std::time::SystemTime::now());
