@@ -10,3 +10,5 @@ mod differential;
 mod kill;
 #[path = "mounted/limits.rs"]
 mod limits;
+#[path = "mounted/programs.rs"]
+mod programs;
