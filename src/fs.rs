@@ -178,7 +178,7 @@ impl Fs {
         names.join("/")
     }
 
-    /// Returns a node's path in the view; for messages only, see [`Fs::disk_path`].
+    /// Returns a node's path in the view; for messages only: empty where a rename is under way.
     pub fn plain_path(&self, id: u64) -> String {
         let mut names = Vec::new();
         let mut link = self.nodes.find(id).and_then(|node| node.link.try_lock()?.clone());

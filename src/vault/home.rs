@@ -1,7 +1,7 @@
 //! A vault's directory as a whole: made, entered and locked, opened, its keys changed.
 //!
 //! `vault.hush` and `keystore.hush` are read and written here and nowhere else (docs/FORMAT.md sections 3 and 4). Both are
-//! replaced as a whole and durably, so what a crash leaves is always one version of each; [`change`] says why every pair of versions that
+//! replaced as a whole and durably, so what a crash leaves is always one version of each; `change` says why every pair of versions that
 //! can come about opens.
 
 mod change;
