@@ -15,7 +15,7 @@ use super::{
     node::{Link, Node, node_id},
 };
 use crate::{
-    backing::Dir,
+    backing::{Dir, RawEntry},
     format::{
         layout::PREAMBLE_SIZE,
         link::{self, DiskTarget, LINK_FILE_MAX},
@@ -263,12 +263,12 @@ impl Fs {
         {
             let _ = directory.dir.unlink(&name::link_file(link));
         }
-        self.lost_a_name(&directory, at.name, &stat, id);
+        self.lost_a_name(&directory, (at.name, &disk), &stat, id);
         Ok(())
     }
 
     /// After a name was removed or replaced: the last one takes header and node with it.
-    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat, id: Option<FileId>) {
+    fn lost_a_name(&self, directory: &OpenDirectory, (name, disk): (&[u8], &str), stat: &Stat, id: Option<FileId>) {
         let last = stat.st_nlink == 1 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if let Some(node) = self.nodes.find(node_id(stat.st_ino)) {
             if last {
@@ -283,16 +283,23 @@ impl Fs {
             }
         }
         if last && let Some(id) = id {
-            self.drop_header(directory, id);
+            self.drop_header(directory, disk, id);
         }
     }
 
-    /// Removes a file's header from a directory, unless a sync tool's copy of the file still needs it.
-    fn drop_header(&self, directory: &OpenDirectory, id: FileId) {
-        let needed = match self.conflicts(directory) {
-            Ok(conflicts) => conflicts
+    /// Removes the header of a file from the directory it is gone from, unless another needs it too: a sync tool's copy of the file, or,
+    /// where the copy is gone, the original.
+    fn drop_header(&self, directory: &OpenDirectory, gone: &str, id: FileId) {
+        let was_copy = matches!(name::shape(gone.as_bytes()), Shape::Conflict(..));
+        let others = if was_copy {
+            files_in(&directory.dir).map(Arc::new)
+        } else {
+            self.conflicts(directory)
+        };
+        let needed = match others {
+            Ok(others) => others
                 .iter()
-                .any(|copy| !matches!(Self::id_on_disk(&directory.dir, copy), Ok(found) if found != Some(id))),
+                .any(|other| !matches!(Self::id_on_disk(&directory.dir, other), Ok(found) if found != Some(id))),
             Err(_) => true,
         };
         if !needed && let Err(error) = directory.dir.unlink(&name::header_file(id)) {
@@ -325,7 +332,7 @@ impl Fs {
             result => result?,
         }
         Self::drop_long_name(&directory.dir, &disk);
-        self.lost_a_name(&directory, at.name, &stat, None);
+        self.lost_a_name(&directory, (at.name, &disk), &stat, None);
         Ok(())
     }
 
@@ -536,15 +543,23 @@ impl Fs {
             {
                 let _ = target_dir.dir.unlink(&name::link_file(link));
             }
-            self.lost_a_name_by_rename(&target_dir, stat, replaced_id, &nodes);
+            // A sync tool's copy that takes the place of its original has the same header.
+            let id = replaced_id.filter(|id| Some(*id) != source_id);
+            self.lost_a_name_by_rename((&target_dir, target_disk), stat, id, &nodes);
         }
         Ok(())
     }
 
-    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat, id: Option<FileId>, moved: &[Arc<Node>]) {
+    fn lost_a_name_by_rename(
+        &self,
+        (directory, disk): (&OpenDirectory, &str),
+        stat: &Stat,
+        id: Option<FileId>,
+        moved: &[Arc<Node>],
+    ) {
         // The name is another node's now: that node's own link must not be taken for the lost one.
         debug_assert!(moved.iter().all(|node| node.id != node_id(stat.st_ino)));
-        self.lost_a_name(directory, b"", stat, id);
+        self.lost_a_name(directory, (b"", disk), stat, id);
         if let Some(node) = self.nodes.find(node_id(stat.st_ino))
             && !node.is_dead()
         {
@@ -691,11 +706,11 @@ impl Fs {
 
     /// Removes from the old directory what an entry needed there.
     fn drop_what_served(&self, side: &Side<'_>, id: Option<FileId>) {
-        let (from, _, _) = side.from;
+        let (from, disk, _) = side.from;
         if side.stat.st_nlink == 1
             && let Some(id) = id
         {
-            self.drop_header(from, id);
+            self.drop_header(from, disk, id);
         }
         if side.stat.st_nlink == 1
             && let Some(node) = &side.node
@@ -709,6 +724,19 @@ impl Fs {
 
 fn is_not_empty(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST))
+}
+
+/// Lists the names on disk in a directory that may be files'.
+fn files_in(dir: &Dir) -> FsResult<Vec<String>> {
+    let is_file = |entry: &RawEntry| {
+        let is_entry = matches!(
+            name::shape(&entry.name),
+            Shape::Inline(_) | Shape::Long | Shape::Conflict(..)
+        );
+        is_entry && matches!(entry.kind, FileType::RegularFile | FileType::Unknown)
+    };
+    let entries = dir.entries()?.into_iter().filter(is_file);
+    Ok(entries.filter_map(|entry| String::from_utf8(entry.name).ok()).collect())
 }
 
 /// Removes hushfs's own files from a directory that holds no entries.
