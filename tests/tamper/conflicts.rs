@@ -63,6 +63,34 @@ fn conflict_copies_show_read_and_go() {
 }
 
 #[test]
+fn removing_or_moving_a_conflict_copy_keeps_the_original() {
+    if !can_mount() {
+        return;
+    }
+    let mut sample = Sample::new();
+    let (suffix, shown) = COPIES[0];
+    for moved in [false, true] {
+        sample.restore();
+        let disk = sample.disk("odd");
+        fs::copy(&disk, with_suffix(&disk, suffix)).unwrap();
+        sample.bench.mount(&[]);
+        let mnt = sample.bench.mnt();
+        let copy = mnt.join(format!("odd{shown}"));
+        if moved {
+            fs::rename(&copy, mnt.join("dir/odd")).unwrap();
+        } else {
+            fs::remove_file(&copy).unwrap();
+        }
+        sample.bench.remount();
+        assert_eq!(judge(&mnt, "odd", &sample.tree["odd"]), Outcome::Original, "{moved}");
+        if moved {
+            assert_eq!(judge(&mnt, "dir/odd", &sample.tree["odd"]), Outcome::Original);
+        }
+        sample.bench.unmount();
+    }
+}
+
+#[test]
 fn a_conflict_copy_can_take_the_place_of_the_original() {
     if !can_mount() {
         return;
