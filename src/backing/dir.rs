@@ -162,14 +162,20 @@ impl Dir {
     ///
     /// # Errors
     ///
-    /// EFBIG when it is larger than `max` bytes, or what the reads give.
+    /// EFBIG when it is larger than `max` bytes, EIO when it is no regular file, or what the reads give.
     pub fn read_small(&self, name: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = match self.openat(name, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
+            // A symbolic link, or a socket.
+            Err(Errno::LOOP | Errno::NXIO) => return Err(Errno::IO.into()),
             Err(error) => return Err(error.into()),
         };
+        // Someone put something else in its place: damage, whatever a read of it would say.
+        if FileType::from_raw_mode(fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+            return Err(Errno::IO.into());
+        }
         // One byte more than allowed tells a file that is too large from one that just fits.
         let mut bytes = vec![0; max + 1];
         let len = super::Storage::read_at(&BackingFile::new(fd, false), &mut bytes, 0)?;

@@ -15,7 +15,7 @@ use super::{
     node::{Link, Node, node_id},
 };
 use crate::{
-    backing::Dir,
+    backing::{Dir, RawEntry},
     format::{
         layout::PREAMBLE_SIZE,
         link::{self, DiskTarget, LINK_FILE_MAX},
@@ -42,7 +42,14 @@ pub struct NameIn<'n> {
 #[must_use = "headers stay behind otherwise"]
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    headers: Vec<(OpenDirectory, FileId)>,
+    /// The directory, the name on disk that is gone from it, and the file.
+    headers: Vec<(OpenDirectory, String, FileId)>,
+}
+
+impl Leftovers {
+    fn push(&mut self, directory: &OpenDirectory, gone: &str, id: FileId) {
+        self.headers.push((directory.clone(), gone.to_owned(), id));
+    }
 }
 
 /// One side of a rename: where an entry is, and where it goes.
@@ -271,7 +278,11 @@ impl Fs {
             let _ = directory.dir.unlink(&name::link_file(link));
         }
         let mut leftovers = Leftovers::default();
-        self.lost_a_name(&directory, at.name, &stat, id, &mut leftovers);
+        if self.lost_a_name(&directory, at.name, &stat)
+            && let Some(id) = id
+        {
+            leftovers.push(&directory, &disk, id);
+        }
         Ok(leftovers)
     }
 
@@ -279,20 +290,13 @@ impl Fs {
     ///
     /// Not part of the operation, since nobody needs to wait for it: a header too many is harmless.
     pub fn clear(&self, leftovers: Leftovers) {
-        for (directory, id) in leftovers.headers {
-            self.drop_header(&directory, id);
+        for (directory, gone, id) in leftovers.headers {
+            self.drop_header(&directory, &gone, id);
         }
     }
 
-    /// After a name was removed or replaced: the last one takes header and node with it.
-    fn lost_a_name(
-        &self,
-        directory: &OpenDirectory,
-        name: &[u8],
-        stat: &Stat,
-        id: Option<FileId>,
-        leftovers: &mut Leftovers,
-    ) {
+    /// After a name was removed or replaced: the last one takes the node with it. Tells whether it was the last.
+    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat) -> bool {
         let last = stat.st_nlink == 1 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if let Some(node) = self.nodes.find(node_id(stat.st_ino)) {
             if last {
@@ -306,17 +310,22 @@ impl Fs {
                 self.dirs.lock().pop(&node.id);
             }
         }
-        if last && let Some(id) = id {
-            leftovers.headers.push((directory.clone(), id));
-        }
+        last
     }
 
-    /// Removes a file's header from a directory, unless a sync tool's copy of the file still needs it.
-    fn drop_header(&self, directory: &OpenDirectory, id: FileId) {
-        let needed = match self.conflicts(directory) {
-            Ok(conflicts) => conflicts
+    /// Removes the header of a file from the directory it is gone from, unless another needs it too: a sync tool's copy of the file, or,
+    /// where the copy is gone, the original.
+    fn drop_header(&self, directory: &OpenDirectory, gone: &str, id: FileId) {
+        let was_copy = matches!(name::shape(gone.as_bytes()), Shape::Conflict(..));
+        let others = if was_copy {
+            files_in(&directory.dir).map(Arc::new)
+        } else {
+            self.conflicts(directory)
+        };
+        let needed = match others {
+            Ok(others) => others
                 .iter()
-                .any(|copy| !matches!(Self::id_on_disk(&directory.dir, copy), Ok(found) if found != Some(id))),
+                .any(|other| !matches!(Self::id_on_disk(&directory.dir, other), Ok(found) if found != Some(id))),
             Err(_) => true,
         };
         if !needed && let Err(error) = directory.dir.unlink(&name::header_file(id)) {
@@ -349,8 +358,7 @@ impl Fs {
             result => result?,
         }
         Self::drop_long_name(&directory.dir, &disk);
-        // A directory has no header outside itself.
-        self.lost_a_name(&directory, at.name, &stat, None, &mut Leftovers::default());
+        self.lost_a_name(&directory, at.name, &stat);
         Ok(())
     }
 
@@ -562,20 +570,18 @@ impl Fs {
             {
                 let _ = target_dir.dir.unlink(&name::link_file(link));
             }
-            self.lost_a_name_by_rename(&target_dir, stat, replaced_id, &mut leftovers);
+            let was_last = self.lost_a_name_by_rename(&target_dir, stat);
+            // A sync tool's copy that takes the place of its original has the same header.
+            if let Some(id) = replaced_id.filter(|id| was_last && Some(*id) != source_id) {
+                leftovers.push(&target_dir, target_disk, id);
+            }
         }
         Ok(leftovers)
     }
 
-    fn lost_a_name_by_rename(
-        &self,
-        directory: &OpenDirectory,
-        stat: &Stat,
-        id: Option<FileId>,
-        leftovers: &mut Leftovers,
-    ) {
+    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat) -> bool {
         // The name is another node's now: none is given here, so that it is not taken for the lost one.
-        self.lost_a_name(directory, b"", stat, id, leftovers);
+        let last = self.lost_a_name(directory, b"", stat);
         if let Some(node) = self.nodes.find(node_id(stat.st_ino))
             && !node.is_dead()
         {
@@ -591,6 +597,7 @@ impl Fs {
                 *link = None;
             }
         }
+        last
     }
 
     /// Makes everything durable that an entry needs under its new name; returns the file's id, if it has one.
@@ -722,11 +729,11 @@ impl Fs {
 
     /// Removes from the old directory what an entry needed there.
     fn drop_what_served(&self, side: &Side<'_>, id: Option<FileId>, leftovers: &mut Leftovers) {
-        let (from, _, _) = side.from;
+        let (from, disk, _) = side.from;
         if side.stat.st_nlink == 1
             && let Some(id) = id
         {
-            leftovers.headers.push((from.clone(), id));
+            leftovers.push(from, disk, id);
         }
         if side.stat.st_nlink == 1
             && let Some(node) = &side.node
@@ -740,6 +747,19 @@ impl Fs {
 
 fn is_not_empty(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST))
+}
+
+/// Lists the names on disk in a directory that may be files'.
+fn files_in(dir: &Dir) -> FsResult<Vec<String>> {
+    let is_file = |entry: &RawEntry| {
+        let is_entry = matches!(
+            name::shape(&entry.name),
+            Shape::Inline(_) | Shape::Long | Shape::Conflict(..)
+        );
+        is_entry && matches!(entry.kind, FileType::RegularFile | FileType::Unknown)
+    };
+    let entries = dir.entries()?.into_iter().filter(is_file);
+    Ok(entries.filter_map(|entry| String::from_utf8(entry.name).ok()).collect())
 }
 
 /// Removes hushfs's own files from a directory that holds no entries.
