@@ -69,12 +69,12 @@ pub fn xattr_keys() -> XattrKeys {
     }
 }
 
-/// A data key that only [`derive`]s: `DataKey` of the bytes of [`key`].
+/// The data key of the derivations, which all start from [`key`].
 pub fn data_key_of_key() -> DataKey {
     DataKey::new(KeyBytes::copy_of(&key()))
 }
 
-/// The hash of the context string of a derivation that gives public bytes.
+/// The hash of what stands for a sealed name in the derivations.
 pub fn long_name_hash() -> String {
     HEXLOWER.encode(&derive::long_name_hash(b"sealed name"))
 }

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from argon2.low_level import Type, hash_secret_raw
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from decryptor import (
-    add, b64, blake3, derive, encode_context, lanes, prf, recovery_key_text, seal_block, siv_seal, u16, u32, u64, wrap,
+    add, b64, blake3, derive, encode_context, lanes, prf, recovery_key_text, seal_block, siv_open, siv_seal, u16, u32, u64, wrap,
 )
 
 HERE = Path(__file__).parent
@@ -169,6 +170,78 @@ def argon2(memory, passes, lane_count):
     return keystore([slot(kind=u32(0) + SALT + u32(memory) + u32(passes) + u32(lane_count))])
 
 
+# The salamander: GCM-SIV's tag is a polynomial of the plaintext, and two blocks of it are two unknowns for two keys.
+
+
+def gf(data):
+    return int.from_bytes(data, "little")
+
+
+def multiply(a, b):
+    """Multiplies as RFC 8452's dot: a * b * x^-128 modulo x^128 + x^127 + x^126 + x^121 + 1."""
+    out = 0
+    for bit in range(128):
+        if a >> bit & 1:
+            out ^= b << bit
+    for _ in range(128):
+        if out & 1:
+            out ^= (1 << 128) | (1 << 127) | (1 << 126) | (1 << 121) | 1
+        out >>= 1
+    return out
+
+
+def invert(a):
+    """Returns what multiplies with a to the dot's one, by Fermat."""
+    out, power = (1 << 127) | (1 << 126) | (1 << 121) | 1, a
+    for bit in range(128):
+        if bit:
+            out = multiply(out, power)
+        power = multiply(power, power)
+    return out
+
+
+def aes(key, data):
+    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(data)
+
+
+def salamander():
+    """Makes 48 bytes that the cipher alone opens under two derived keys, and returns the wraps of them that commit to either."""
+    keys = []
+    for kek in (KEY, SECRET):
+        out = derive("committing wrap", kek + SALT + blake3(b"purpose").digest(), 76)
+        key, nonce = out[:32], out[32:44]
+        halves = [aes(key, u32(counter) + nonce)[:8] for counter in range(6)]
+        keys.append((gf(halves[0] + halves[1]), b"".join(halves[2:]), nonce, out[44:]))
+    for attempt in range(256):
+        tag = blake3(bytes([attempt])).digest()[:16]
+        rows = []
+        for h, key, nonce, _ in keys:
+            plain_tag = Cipher(algorithms.AES(key), modes.ECB()).decryptor().update(tag)
+            if plain_tag[15] & 0x80:
+                break
+            counter = tag[:15] + bytes([tag[15] | 0x80])
+            number = struct.unpack("<I", counter[:4])[0]
+            stream = b"".join(aes(key, u32((number + i) % (1 << 32)) + counter[4:]) for i in range(2))
+            h2 = multiply(h, h)
+            h3 = multiply(h2, h)
+            # h3·p1 + h2·p2 + h·lengths = plain tag + nonce, and p = c + stream
+            total = gf(plain_tag) ^ gf(nonce + bytes(4)) ^ multiply(h, gf(u64(0) + u64(256)))
+            total ^= multiply(h3, gf(stream[:16])) ^ multiply(h2, gf(stream[16:]))
+            rows.append((h3, h2, total))
+        if len(rows) < 2:
+            continue
+        (a, b, e), (c, d, f) = rows
+        inverse = invert(multiply(a, d) ^ multiply(b, c))
+        c1 = multiply(inverse, multiply(d, e) ^ multiply(b, f))
+        c2 = multiply(inverse, multiply(a, f) ^ multiply(c, e))
+        sealed = c1.to_bytes(16, "little") + c2.to_bytes(16, "little") + tag
+        for kek in (KEY, SECRET):
+            out = derive("committing wrap", kek + SALT + blake3(b"purpose").digest(), 76)
+            siv_open(out[:32], out[32:44], b"", sealed)
+        return [(SALT + commitment + sealed).hex() for _, _, _, commitment in keys]
+    raise AssertionError("half of all tags fit a key")
+
+
 def vectors():
     names = []
     for name in NAMES:
@@ -179,6 +252,7 @@ def vectors():
     return {
         "derivations": derivations(),
         "wrap": wrap(KEY, b"purpose", SECRET, SALT).hex(),
+        "salamander": salamander(),
         "names": names,
         "block suite 1": block(1, 7, b"attack at dawn").hex(),
         "block suite 2": block(2, 7, b"attack at dawn").hex(),

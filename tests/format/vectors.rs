@@ -3,6 +3,7 @@
 use data_encoding::HEXLOWER;
 use hushfs::{
     crypto::{
+        OpenError,
         block::{BlockCipher, Suite},
         derive::{self, context},
         keys::{KeyBytes, SlotSecret},
@@ -120,6 +121,21 @@ fn every_derivation_gives_its_known_answer() {
 fn the_known_wrap_opens() {
     let wrapped = Wrapped(hex(&vectors()["wrap"]).try_into().unwrap());
     assert_eq!(unwrap(&key(), b"purpose", &wrapped, |bytes| *bytes), Ok(secret()));
+}
+
+/// AES-256-GCM-SIV does not commit to its key: these 48 bytes open to one secret under one key and to another under a second. The
+/// commitment in front of them can be that of one key only.
+#[test]
+fn what_the_cipher_opens_under_two_keys_is_a_wrap_under_one_only() {
+    let vectors = vectors();
+    let blob = |i: usize| Wrapped(hex(&vectors["salamander"][i]).try_into().unwrap());
+    let (first, second) = (blob(0), blob(1));
+    assert_eq!((&first.0[..16], &first.0[48..]), (&second.0[..16], &second.0[48..]));
+    let open = |kek: &[u8; 32], blob: &Wrapped| unwrap(kek, b"purpose", blob, |bytes| *bytes);
+    let opened = [open(&key(), &first).unwrap(), open(&secret(), &second).unwrap()];
+    assert_ne!(opened[0], opened[1]);
+    assert_eq!(open(&secret(), &first), Err(OpenError));
+    assert_eq!(open(&key(), &second), Err(OpenError));
 }
 
 #[test]
