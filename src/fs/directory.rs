@@ -15,7 +15,7 @@ use super::{
     node::{Link, Node, node_id},
 };
 use crate::{
-    backing::{Dir, RawEntry},
+    backing::{BackingFile, Dir, RawEntry},
     format::{
         layout::PREAMBLE_SIZE,
         link::{self, DiskTarget, LINK_FILE_MAX},
@@ -38,18 +38,33 @@ pub struct NameIn<'n> {
     pub name: &'n [u8],
 }
 
-/// Headers that an operation left without a use, for [`Fs::clear`].
+/// Headers that an operation may have left without a use, for [`Fs::clear`].
 #[must_use = "headers stay behind otherwise"]
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    /// The directory, the name on disk that is gone from it, and the file.
-    headers: Vec<(OpenDirectory, String, FileId)>,
+    gone: Vec<Gone>,
 }
 
-impl Leftovers {
-    fn push(&mut self, directory: &OpenDirectory, gone: &str, id: FileId) {
-        self.headers.push((directory.clone(), gone.to_owned(), id));
-    }
+/// A file's last name in a directory that is gone.
+#[derive(Debug)]
+struct Gone {
+    directory: OpenDirectory,
+    /// The name on disk.
+    disk: String,
+    /// The name that the file was sealed for.
+    name: Vec<u8>,
+    file: GoneFile,
+    /// A sync tool's copy took its place, which has the same header.
+    replaced_by_copy: bool,
+}
+
+/// The file that had a name, to tell which header was its own.
+#[derive(Debug)]
+enum GoneFile {
+    /// It was open, and so checked.
+    Open(Arc<VaultFile>),
+    /// It was not; what its data file says of itself is still to be checked.
+    Closed(BackingFile),
 }
 
 /// One side of a rename: where an entry is, and where it goes.
@@ -239,21 +254,6 @@ impl Fs {
         }
     }
 
-    /// Returns the id of the file at an entry, from the open file if there is one.
-    fn file_id(&self, dir: &Dir, disk: &str, stat: &Stat) -> FsResult<Option<FileId>> {
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || (stat.st_size as u64) < PREAMBLE_SIZE {
-            return Ok(None);
-        }
-        let open = self
-            .nodes
-            .find(node_id(stat.st_ino))
-            .and_then(|node| node.file.lock().as_ref().and_then(|file| file.id()));
-        match open {
-            Some(id) => Ok(Some(id)),
-            None => Self::id_on_disk(dir, disk),
-        }
-    }
-
     /// Removes a file's name.
     ///
     /// The data file goes first: a crash leaves a header that nothing uses.
@@ -266,8 +266,7 @@ impl Fs {
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
         let stat = directory.dir.stat(&disk)?;
-        // A file that cannot be read can be removed all the same; its header then stays behind.
-        let id = self.file_id(&directory.dir, &disk, &stat).unwrap_or(None);
+        let gone = self.before_it_goes(&directory, &disk, at.name, &stat);
         let link_file = Self::link_file_of(&directory.dir, &disk, &stat);
         directory.dir.unlink(&disk)?;
         self.forget_conflict(&directory, &disk);
@@ -278,10 +277,8 @@ impl Fs {
             let _ = directory.dir.unlink(&name::link_file(link));
         }
         let mut leftovers = Leftovers::default();
-        if self.lost_a_name(&directory, at.name, &stat)
-            && let Some(id) = id
-        {
-            leftovers.push(&directory, &disk, id);
+        if self.lost_a_name(&directory, at.name, &stat) {
+            leftovers.gone.extend(gone);
         }
         Ok(leftovers)
     }
@@ -290,9 +287,32 @@ impl Fs {
     ///
     /// Not part of the operation, since nobody needs to wait for it: a header too many is harmless.
     pub fn clear(&self, leftovers: Leftovers) {
-        for (directory, gone, id) in leftovers.headers {
-            self.drop_header(&directory, &gone, id);
+        for gone in leftovers.gone {
+            self.drop_header(gone);
         }
+    }
+
+    /// Keeps hold of a file whose name is about to go. A file that cannot be opened can be removed all the same; its header then stays behind.
+    fn before_it_goes(&self, directory: &OpenDirectory, disk: &str, name: &[u8], stat: &Stat) -> Option<Gone> {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || (stat.st_size as u64) < PREAMBLE_SIZE {
+            return None;
+        }
+        let node = self.nodes.find(node_id(stat.st_ino));
+        let file = match node.and_then(|node| node.file.lock().clone()) {
+            Some(file) => GoneFile::Open(file),
+            None => GoneFile::Closed(directory.dir.open_file(disk, true).ok()?),
+        };
+        let name = match name::shape(disk.as_bytes()) {
+            Shape::Conflict(base, _) => self.plain_name(&directory.node, &base)?.into_vec(),
+            _ => name.to_vec(),
+        };
+        Some(Gone {
+            directory: directory.clone(),
+            disk: disk.to_owned(),
+            name,
+            file,
+            replaced_by_copy: false,
+        })
     }
 
     /// After a name was removed or replaced: the last one takes the node with it. Tells whether it was the last.
@@ -313,14 +333,39 @@ impl Fs {
         last
     }
 
-    /// Removes the header of a file from the directory it is gone from, unless another needs it too: a sync tool's copy of the file, or,
-    /// where the copy is gone, the original.
-    fn drop_header(&self, directory: &OpenDirectory, gone: &str, id: FileId) {
-        let was_copy = matches!(name::shape(gone.as_bytes()), Shape::Conflict(..));
-        let others = if was_copy {
+    /// Removes the header of a file from the directory it is gone from, unless another file needs it: a sync tool's copy, the original where the copy
+    /// is gone, or the true owner where someone had put a copy of its data under another name.
+    fn drop_header(&self, gone: Gone) {
+        let Gone {
+            directory,
+            disk,
+            name,
+            file,
+            replaced_by_copy,
+        } = gone;
+        let file = match file {
+            GoneFile::Open(file) => file,
+            GoneFile::Closed(backing) => {
+                let at = FoundAt {
+                    directory: directory.keys().id,
+                    name: &name,
+                };
+                match VaultFile::load(&self.vault, backing, &directory.dir, at) {
+                    Ok(file) => Arc::new(file),
+                    // What a file says of itself that fails its checks is nothing to remove headers by.
+                    Err(error) => {
+                        log::debug!("the header of {disk:?} stays behind: {error}");
+                        return;
+                    }
+                }
+            }
+        };
+        let Some(id) = file.id() else { return };
+        let was_copy = matches!(name::shape(disk.as_bytes()), Shape::Conflict(..));
+        let others = if was_copy || replaced_by_copy || !file.owns_header() {
             files_in(&directory.dir).map(Arc::new)
         } else {
-            self.conflicts(directory)
+            self.conflicts(&directory)
         };
         let needed = match others {
             Ok(others) => others
@@ -509,15 +554,14 @@ impl Fs {
         nodes.sort_by_key(|node| node.id);
         let mut links: Vec<_> = nodes.iter().map(|node| (node.id, node.link.lock())).collect();
 
-        let source_id = self.announce(&source, replaced.is_some())?;
-        let other_id = match &other {
+        let source_file = self.announce(&source, replaced.is_some())?;
+        let other_file = match &other {
             Some(other) => self.announce(other, false)?,
             None => None,
         };
-        let replaced_id = match &replaced {
-            Some(stat) => self.file_id(&target_dir.dir, target_disk, stat).unwrap_or(None),
-            None => None,
-        };
+        let replaced_file = replaced
+            .as_ref()
+            .and_then(|stat| self.before_it_goes(&target_dir, target_disk, to.name, stat));
         let replaced_link_file = replaced
             .as_ref()
             .and_then(|stat| Self::link_file_of(&target_dir.dir, target_disk, stat));
@@ -559,9 +603,9 @@ impl Fs {
         }
         let mut leftovers = Leftovers::default();
         if source_dir.node.id != target_dir.node.id {
-            self.drop_what_served(&source, source_id, &mut leftovers);
+            self.drop_what_served(&source, source_file.as_ref(), &mut leftovers);
             if let Some(other) = &other {
-                self.drop_what_served(other, other_id, &mut leftovers);
+                self.drop_what_served(other, other_file.as_ref(), &mut leftovers);
             }
         }
         if let Some(stat) = &replaced {
@@ -570,10 +614,12 @@ impl Fs {
             {
                 let _ = target_dir.dir.unlink(&name::link_file(link));
             }
-            let was_last = self.lost_a_name_by_rename(&target_dir, stat);
-            // A sync tool's copy that takes the place of its original has the same header.
-            if let Some(id) = replaced_id.filter(|id| was_last && Some(*id) != source_id) {
-                leftovers.push(&target_dir, target_disk, id);
+            if self.lost_a_name_by_rename(&target_dir, stat) {
+                let replaced_by_copy = matches!(name::shape(source_disk.as_bytes()), Shape::Conflict(..));
+                leftovers.gone.extend(replaced_file.map(|gone| Gone {
+                    replaced_by_copy,
+                    ..gone
+                }));
             }
         }
         Ok(leftovers)
@@ -600,8 +646,8 @@ impl Fs {
         last
     }
 
-    /// Makes everything durable that an entry needs under its new name; returns the file's id, if it has one.
-    fn announce(&self, side: &Side<'_>, replaces: bool) -> FsResult<Option<FileId>> {
+    /// Makes everything durable that an entry needs under its new name; returns the file, if it has content.
+    fn announce(&self, side: &Side<'_>, replaces: bool) -> FsResult<Option<Arc<VaultFile>>> {
         let (from, disk, name) = side.from;
         let (to, to_name) = side.to;
         let elsewhere = from.node.id != to.node.id;
@@ -664,7 +710,7 @@ impl Fs {
                         next: Some(key.place(to.keys().id, to_name)),
                     }
                 })?;
-                Ok(file.id())
+                Ok(Some(file.clone()))
             }
             FileType::Symlink if elsewhere => {
                 self.copy_link_file(&from.dir, disk, &to.dir)?;
@@ -728,12 +774,18 @@ impl Fs {
     }
 
     /// Removes from the old directory what an entry needed there.
-    fn drop_what_served(&self, side: &Side<'_>, id: Option<FileId>, leftovers: &mut Leftovers) {
-        let (from, disk, _) = side.from;
+    fn drop_what_served(&self, side: &Side<'_>, file: Option<&Arc<VaultFile>>, leftovers: &mut Leftovers) {
+        let (from, disk, name) = side.from;
         if side.stat.st_nlink == 1
-            && let Some(id) = id
+            && let Some(file) = file
         {
-            leftovers.push(from, disk, id);
+            leftovers.gone.push(Gone {
+                directory: from.clone(),
+                disk: disk.to_owned(),
+                name: name.to_vec(),
+                file: GoneFile::Open(file.clone()),
+                replaced_by_copy: false,
+            });
         }
         if side.stat.st_nlink == 1
             && let Some(node) = &side.node

@@ -285,6 +285,12 @@ impl<S: Storage> Content<S> {
         self.state.read().preamble.state == State::Sealed
     }
 
+    /// Tells whether the file is sealed for one name, which was compared when it was loaded.
+    pub fn is_placed(&self) -> bool {
+        let state = self.state.read();
+        state.preamble.state == State::Sealed && state.preamble.places.current.is_some()
+    }
+
     /// Tells whether the seal admits a place that a rename was about to give the file.
     pub fn is_renaming(&self) -> bool {
         let state = self.state.read();

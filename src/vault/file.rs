@@ -24,6 +24,9 @@ pub struct VaultFile {
     id: OnceLock<FileId>,
     /// Held while content is made for a file that has none.
     creating: Mutex<()>,
+    /// This file is the one its header is for: made here, or sealed for the name it was found under. A copy of its data file that someone made
+    /// under another name is not.
+    owns_header: bool,
     /// The header, and its name, are known to be on disk.
     header_durable: AtomicBool,
 }
@@ -40,15 +43,16 @@ pub struct FoundAt<'a> {
 impl VaultFile {
     /// Takes a file that was just created.
     pub fn created(file: BackingFile) -> Self {
-        Self::blank(Arc::new(file))
+        Self::blank(Arc::new(file), true)
     }
 
-    fn blank(file: Arc<BackingFile>) -> Self {
+    fn blank(file: Arc<BackingFile>, owns_header: bool) -> Self {
         VaultFile {
             file,
             content: OnceLock::new(),
             id: OnceLock::new(),
             creating: Mutex::new(()),
+            owns_header,
             header_durable: AtomicBool::new(false),
         }
     }
@@ -59,7 +63,7 @@ impl VaultFile {
     ///
     /// The check that failed.
     pub fn load(vault: &Vault, file: BackingFile, dir: &Dir, at: FoundAt<'_>) -> Result<Self, VaultError> {
-        let this = Self::blank(Arc::new(file));
+        let mut this = Self::blank(Arc::new(file), true);
         let mut bytes = [0; PREAMBLE_SIZE as usize];
         let got = this.file.read_at(&mut bytes, 0)?;
         if got == 0 {
@@ -71,6 +75,7 @@ impl VaultFile {
         let content = Content::load(this.file.clone(), vault.layout(), &header, &preamble, |key| {
             Some(key.place(at.directory, at.name))
         })?;
+        this.owns_header = content.is_placed();
         // What was sealed was durable before, its header too.
         this.header_durable.store(content.is_sealed(), Ordering::Release);
         this.set_content(header.fields.file, content);
@@ -121,6 +126,11 @@ impl VaultFile {
             self.set_content(header.fields.file, content);
         }
         Ok(self.content.get().expect("set above"))
+    }
+
+    /// Tells whether no other file can be meant by the header than this one; see [`FoundAt`].
+    pub fn owns_header(&self) -> bool {
+        self.owns_header
     }
 
     /// Tells whether the header still has to be made durable before anything can rely on the file.

@@ -896,7 +896,6 @@ fn a_damaged_file_is_named_in_the_log() {
 }
 
 #[test]
-#[ignore = "unlink takes the header that the data file names, whether the file was that header's or not"]
 fn removing_a_copy_put_over_another_file_keeps_the_original() {
     if !can_mount() {
         return;
