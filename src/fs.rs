@@ -341,7 +341,7 @@ impl Fs {
     }
 
     /// Opens a node's data file, with the link locked so that no rename changes its place meanwhile.
-    fn load_file(&self, node: &Node, link: Option<&Link>) -> FsResult<Arc<VaultFile>> {
+    fn load_file(&self, node: &Arc<Node>, link: Option<&Link>) -> FsResult<Arc<VaultFile>> {
         let mut slot = node.file.lock();
         if let Some(file) = &*slot {
             return Ok(file.clone());
@@ -356,6 +356,12 @@ impl Fs {
         let file = VaultFile::load(&self.vault, backing, &dir, at).map_err(self.at(&link.parent, &link.disk))?;
         let file = Arc::new(file);
         *slot = Some(file.clone());
+        let left_open = file.content().is_some_and(|content| content.begin_seal().is_some());
+        if left_open && !self.options.read_only && !self.options.shared {
+            // By a crash: nobody else writes it, so what is there is all there is.
+            log::info!("{:?} was left open; it is sealed as it is", link.disk);
+            self.seal_queue.push(node);
+        }
         Ok(file)
     }
 

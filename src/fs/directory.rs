@@ -721,7 +721,7 @@ impl Fs {
     }
 
     /// Returns the file of a node that is renamed; damaged ones can be renamed in their directory, but not be trusted afterwards.
-    fn load_for_rename(&self, node: &Node, at: &Link, disk: &str) -> FsResult<Arc<VaultFile>> {
+    fn load_for_rename(&self, node: &Arc<Node>, at: &Link, disk: &str) -> FsResult<Arc<VaultFile>> {
         if let Some(file) = &*node.file.lock() {
             return Ok(file.clone());
         }

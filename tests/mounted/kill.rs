@@ -114,6 +114,15 @@ fn nothing_synced_is_lost_when_the_daemon_is_killed() {
             );
         }
     }
+    // What the kills left open was sealed once it had been looked at.
+    bench.unmount();
+    let verified = bench.run("verify", &[]);
+    assert!(
+        verified.status.success(),
+        "{}",
+        String::from_utf8_lossy(&verified.stderr)
+    );
+    bench.mount_again();
     fs::remove_dir_all(bench.mnt().join("writer-0")).unwrap();
     fs::remove_dir_all(bench.mnt().join("writer-1")).unwrap();
 }
