@@ -3,6 +3,7 @@
 //! Everything here works on node numbers and names in plaintext. `fuse` calls it for a mount, `cli` for reading a vault without one, and tests
 //! without either.
 
+mod acl;
 mod attr;
 mod directory;
 mod error;
@@ -52,6 +53,8 @@ pub struct FsOptions {
     pub own_uid: u32,
     /// The group id that owns what this process creates.
     pub own_gid: u32,
+    /// POSIX access control lists govern who may do what.
+    pub acl: bool,
     /// Descriptors that caches may hold, of files and directories each.
     pub cached_descriptors: usize,
 }
@@ -63,6 +66,10 @@ pub struct Caller {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// Process id; 0 for a process that cannot be seen from here.
+    pub pid: u32,
+    /// Permissions that the process never grants; the kernel has taken them away already unless lists govern access.
+    pub umask: u32,
 }
 
 /// A filesystem on an opened vault.

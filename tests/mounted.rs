@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "mounted/acl.rs"]
+mod acl;
 #[path = "mounted/basics.rs"]
 mod basics;
 #[path = "mounted/differential.rs"]

@@ -3,16 +3,14 @@
 //! Each that touches more than one file says what a crash between its steps leaves. They rely on the backing filesystem to keep
 //! changes of names in their order, as ext4, xfs, btrfs and tmpfs do; what must be on disk *before* a name changes is synced.
 
-use std::{
-    io,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{io, sync::Arc};
 
 use rustix::fs::{FileType, RenameFlags, Stat};
 
 use super::{
     Caller, Found, Fs, FsError, FsResult, OpenDirectory,
-    node::{Link, Node, node_id},
+    node::{Absent, Link, Node, node_id},
+    xattr::Birth,
 };
 use crate::{
     backing::{BackingFile, Dir, RawEntry},
@@ -128,14 +126,15 @@ impl Fs {
         name: &[u8],
         disk: &DiskName,
         caller: Caller,
-        mode: u32,
+        birth: &Birth,
     ) -> FsResult<Found> {
         let result = self
-            .give_to(caller, directory, &disk.entry, mode)
+            .give_to(caller, directory, &disk.entry, birth.first_mode())
             .and_then(|()| Ok(directory.dir.stat(&disk.entry)?))
-            .and_then(|stat| self.found(directory, name, &disk.entry, &stat));
+            .and_then(|stat| self.found(directory, name, &disk.entry, &stat))
+            .and_then(|found| self.with_lists(found, birth));
         if result.is_err() {
-            let gone = match FileType::from_raw_mode(mode) {
+            let gone = match FileType::from_raw_mode(birth.mode) {
                 FileType::Directory => directory.dir.rmdir(&disk.entry),
                 _ => directory.dir.unlink(&disk.entry),
             };
@@ -144,6 +143,25 @@ impl Fs {
             }
         }
         result
+    }
+
+    /// Gives what was made the access control lists it inherits.
+    fn with_lists(&self, mut found: Found, birth: &Birth) -> FsResult<Found> {
+        if !self.options.acl {
+            return Ok(found);
+        }
+        found.node.found_without(Absent::AccessAcl);
+        let given = self
+            .give_lists(&found.node, birth)
+            .and_then(|()| self.node_attr(&found.node));
+        match given {
+            Ok(attr) => found.attr = attr,
+            Err(error) => {
+                self.nodes.undo_look_up(found.node.id);
+                return Err(error);
+            }
+        }
+        Ok(found)
     }
 
     /// Creates a file and opens it.
@@ -155,10 +173,11 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
-        let file = directory.dir.create_file(&disk.entry, mode & 0o7777)?;
-        let found = self.made(&directory, at.name, &disk, caller, libc::S_IFREG | mode & 0o7777)?;
+        let birth = self.birth(&directory.node, libc::S_IFREG | mode & 0o7777, caller)?;
+        let file = directory.dir.create_file(&disk.entry, birth.first_mode() & 0o7777)?;
+        let found = self.made(&directory, at.name, &disk, caller, &birth)?;
         *found.node.file.lock() = Some(Arc::new(VaultFile::created(file)));
-        found.node.no_capability.store(true, Ordering::Release);
+        found.node.found_without(Absent::Capability);
         found.node.opened();
         Ok(found)
     }
@@ -172,8 +191,9 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
-        directory.dir.mknod(&disk.entry, mode, device.into())?;
-        self.made(&directory, at.name, &disk, caller, mode)
+        let birth = self.birth(&directory.node, mode, caller)?;
+        directory.dir.mknod(&disk.entry, birth.first_mode(), device.into())?;
+        self.made(&directory, at.name, &disk, caller, &birth)
     }
 
     /// Makes a directory: one mkdir(2), since its id follows from its name.
@@ -185,8 +205,9 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
-        directory.dir.mkdir(&disk.entry, mode & 0o7777)?;
-        self.made(&directory, at.name, &disk, caller, libc::S_IFDIR | mode & 0o7777)
+        let birth = self.birth(&directory.node, libc::S_IFDIR | mode & 0o7777, caller)?;
+        directory.dir.mkdir(&disk.entry, birth.first_mode() & 0o7777)?;
+        self.made(&directory, at.name, &disk, caller, &birth)
     }
 
     /// Makes a symbolic link.
@@ -211,7 +232,7 @@ impl Fs {
             let _ = directory.dir.unlink(&name::link_file(*id));
         }
         made?;
-        self.made(&directory, at.name, &disk, caller, libc::S_IFLNK | 0o777)
+        self.made(&directory, at.name, &disk, caller, &Birth::of_link())
     }
 
     /// Returns the target of a symbolic link.

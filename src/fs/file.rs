@@ -178,7 +178,8 @@ impl Fs {
             self.chown(&node, changes.uid, changes.gid)?;
         }
         if let Some(mode) = changes.mode {
-            self.chmod(&node, mode)?;
+            self.acl_after_chmod(&node, mode)?;
+            self.set_mode(&node, mode)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
             let times = Timestamps {
@@ -229,7 +230,7 @@ impl Fs {
             kept &= !libc::S_ISGID;
         }
         if kept != mode {
-            self.chmod(node, kept & 0o7777)?;
+            self.set_mode(node, kept & 0o7777)?;
         }
         Ok(())
     }
@@ -246,7 +247,7 @@ impl Fs {
         Ok(dir.chown(&disk, uid, gid)?)
     }
 
-    fn chmod(&self, node: &Arc<Node>, mode: u32) -> FsResult<()> {
+    pub(super) fn set_mode(&self, node: &Arc<Node>, mode: u32) -> FsResult<()> {
         if node.kind == FileType::Directory {
             return Ok(self.dir(node)?.chmod_self(mode)?);
         }

@@ -132,9 +132,15 @@ fn reply_empty(request: &Request, operation: &str, result: FsResult<()>, reply: 
 }
 
 fn caller(request: &Request) -> Caller {
+    masked_caller(request, 0)
+}
+
+fn masked_caller(request: &Request, umask: u32) -> Caller {
     Caller {
         uid: request.uid(),
         gid: request.gid(),
+        pid: request.pid(),
+        umask,
     }
 }
 
@@ -225,8 +231,8 @@ fn no_entry() -> FileAttr {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        kernel::negotiate(config, self.fs.options().shared);
-        Ok(())
+        let options = self.fs.options();
+        kernel::negotiate(config, options.shared, options.acl)
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -307,18 +313,22 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         self.activity.used();
-        let result = self.fs.make_node(at(parent, name), mode, rdev, caller(request));
+        let result = self
+            .fs
+            .make_node(at(parent, name), mode, rdev, masked_caller(request, umask));
         self.reply_entry(request, result, reply);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.activity.used();
-        let result = self.fs.make_directory(at(parent, name), mode, caller(request));
+        let result = self
+            .fs
+            .make_directory(at(parent, name), mode, masked_caller(request, umask));
         self.reply_entry(request, result, reply);
     }
 
@@ -531,7 +541,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.activity.used();
-        let result = self.fs.set_xattr(ino.0, name.as_bytes(), value, flags);
+        let result = self.fs.set_xattr(ino.0, name.as_bytes(), value, flags, caller(request));
         reply_empty(request, "setxattr", result, reply);
     }
 
@@ -568,12 +578,12 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
         self.activity.used();
-        match self.fs.create(at(parent, name), mode, caller(request)) {
+        match self.fs.create(at(parent, name), mode, masked_caller(request, umask)) {
             Ok(found) => reply.created(
                 &self.time_to_live,
                 &file_attr(&found.attr),
