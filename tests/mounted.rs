@@ -14,3 +14,5 @@ mod kill;
 mod limits;
 #[path = "mounted/programs.rs"]
 mod programs;
+#[path = "mounted/semantics.rs"]
+mod semantics;

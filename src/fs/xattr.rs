@@ -21,6 +21,9 @@ use crate::{
 /// Set by the kernel for file capabilities; asked for at every first write to a file.
 const CAPABILITY: &[u8] = b"security.capability";
 
+/// What an attribute's name may begin with; xattr(7). What else is in `system.` means something to the kernel that is not here.
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+
 /// Labels of SELinux, which the kernel keeps for mounts like this one by itself. Refused as such, so that `ls -l` asks once for the whole mount
 /// instead of once for each file.
 const SELINUX: &[u8] = b"security.selinux";
@@ -78,7 +81,9 @@ impl Fs {
         if name.len() > XATTR_NAME_MAX {
             return Err(FsError::Io(io::Error::from_raw_os_error(libc::ERANGE)));
         }
-        if name == SELINUX || (is_acl(name) && !self.options.acl) {
+        let is_list = is_acl(name) && self.options.acl;
+        let is_known = is_list || NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
+        if !is_known || name == SELINUX {
             return Err(FsError::NotSupported);
         }
         let hash = self.vault.xattr_keys().hash(name);

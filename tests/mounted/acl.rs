@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::support::{Bench, can_mount};
+use crate::support::{Bench, can_mount, is_root};
 
 /// Users and groups that own nothing here.
 const ANN: u32 = 54_321;
@@ -52,10 +52,6 @@ fn may_read(user: u32, group: u32, path: &Path) -> bool {
         .unwrap()
         .status;
     status.success()
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 fn mounted_with_lists() -> Bench {

@@ -41,6 +41,11 @@ pub fn can_mount() -> bool {
     false
 }
 
+/// Tells whether the test runs as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Looks a program up in PATH.
 pub fn which(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
