@@ -27,7 +27,7 @@ pub use listing::{Listed, ListedPlus};
 pub use node::{Node, ROOT};
 
 use self::{
-    node::{Link, NodeTable},
+    node::{Link, NodeTable, Remains},
     sealer::SealQueue,
 };
 use crate::{
@@ -212,6 +212,9 @@ impl Fs {
             if let Some(dir) = self.dirs.lock().get(&at.id) {
                 break dir.clone();
             }
+            if let Some(Remains::Dir(dir)) = &*at.remains.lock() {
+                break dir.clone();
+            }
             let link = at.link.lock().clone().ok_or(FsError::Stale)?;
             missing.push((at.id, link.disk));
             at = link.parent;
@@ -320,6 +323,9 @@ impl Fs {
         if let Some(file) = node.file.lock().clone() {
             let stat = file.backing().stat()?;
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
+        }
+        if let Some(Remains::Stat(stat)) = &*node.remains.lock() {
+            return Ok(with_id(Attr::new(stat, node.id, &self.vault.layout())));
         }
         let (dir, disk) = self.entry_of(node)?;
         self.attr(&dir, &disk, &dir.stat(&disk)?).map(with_id)

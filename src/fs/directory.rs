@@ -9,7 +9,7 @@ use rustix::fs::{FileType, RenameFlags, Stat};
 
 use super::{
     Caller, Found, Fs, FsError, FsResult, OpenDirectory,
-    node::{Absent, Link, Node, node_id},
+    node::{Absent, Link, Node, Remains, node_id},
     xattr::Birth,
 };
 use crate::{
@@ -298,7 +298,8 @@ impl Fs {
             let _ = directory.dir.unlink(&name::link_file(link));
         }
         let mut leftovers = Leftovers::default();
-        if self.lost_a_name(&directory, at.name, &stat) {
+        let remains = self.remains_of(&directory, &disk, &stat)?;
+        if self.lost_a_name(&directory, at.name, &stat, remains) {
             leftovers.gone.extend(gone);
         }
         Ok(leftovers)
@@ -336,13 +337,31 @@ impl Fs {
         })
     }
 
+    /// Returns what will be left of a file when its name goes, for those who have it open or work in it: a directory is kept open.
+    fn remains_of(&self, directory: &OpenDirectory, disk: &str, stat: &Stat) -> FsResult<Remains> {
+        let mut stat = *stat;
+        stat.st_nlink = 0;
+        let id = node_id(stat.st_ino);
+        let is_known_directory =
+            FileType::from_raw_mode(stat.st_mode) == FileType::Directory && self.nodes.find(id).is_some();
+        if !is_known_directory {
+            return Ok(Remains::Stat(Box::new(stat)));
+        }
+        let open = self.dirs.lock().peek(&id).cloned();
+        Ok(Remains::Dir(match open {
+            Some(dir) => dir,
+            None => Arc::new(directory.dir.open_dir(disk)?),
+        }))
+    }
+
     /// After a name was removed or replaced: the last one takes the node with it. Tells whether it was the last.
-    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat) -> bool {
+    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat, remains: Remains) -> bool {
         let last = stat.st_nlink == 1 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if let Some(node) = self.nodes.find(node_id(stat.st_ino)) {
             if last {
                 node.kill();
                 self.let_go(&node);
+                *node.remains.lock() = Some(remains);
             }
             if last || node.is_at(&directory.node, name) {
                 *node.link.lock() = None;
@@ -416,6 +435,7 @@ impl Fs {
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
         let stat = directory.dir.stat(&disk)?;
+        let remains = self.remains_of(&directory, &disk, &stat)?;
         match directory.dir.rmdir(&disk) {
             Err(error) if is_not_empty(&error) => {
                 clear_empty_directory(&directory.dir.open_dir(&disk)?)?;
@@ -424,7 +444,7 @@ impl Fs {
             result => result?,
         }
         Self::drop_long_name(&directory.dir, &disk);
-        self.lost_a_name(&directory, at.name, &stat);
+        self.lost_a_name(&directory, at.name, &stat, remains);
         Ok(())
     }
 
@@ -586,6 +606,10 @@ impl Fs {
         let replaced_link_file = replaced
             .as_ref()
             .and_then(|stat| Self::link_file_of(&target_dir.dir, target_disk, stat));
+        let remains = match &replaced {
+            Some(stat) => Some(self.remains_of(&target_dir, target_disk, stat)?),
+            None => None,
+        };
         let rename = || source_dir.dir.rename(&source_disk, &target_dir.dir, target_disk, flags);
         match rename() {
             Err(error) if is_not_empty(&error) && replaced.is_some() => {
@@ -629,13 +653,13 @@ impl Fs {
                 self.drop_what_served(other, other_file.as_ref(), &mut leftovers);
             }
         }
-        if let Some(stat) = &replaced {
+        if let (Some(stat), Some(remains)) = (&replaced, remains) {
             if stat.st_nlink == 1
                 && let Some(link) = replaced_link_file
             {
                 let _ = target_dir.dir.unlink(&name::link_file(link));
             }
-            if self.lost_a_name_by_rename(&target_dir, stat) {
+            if self.lost_a_name_by_rename(&target_dir, stat, remains) {
                 let replaced_by_copy = matches!(name::shape(source_disk.as_bytes()), Shape::Conflict(..));
                 leftovers.gone.extend(replaced_file.map(|gone| Gone {
                     replaced_by_copy,
@@ -646,9 +670,9 @@ impl Fs {
         Ok(leftovers)
     }
 
-    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat) -> bool {
+    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat, remains: Remains) -> bool {
         // The name is another node's now: none is given here, so that it is not taken for the lost one.
-        let last = self.lost_a_name(directory, b"", stat);
+        let last = self.lost_a_name(directory, b"", stat, remains);
         if let Some(node) = self.nodes.find(node_id(stat.st_ino))
             && !node.is_dead()
         {

@@ -15,7 +15,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::{acl::Acl, attr::Time};
 use crate::{
-    backing::DirStream,
+    backing::{Dir, DirStream},
     vault::{DirectoryKeys, file::VaultFile},
 };
 
@@ -39,6 +39,15 @@ pub struct Link {
     pub disk: Box<str>,
     /// For a copy that a sync tool made in a conflict: the name whose place its content has.
     pub conflict_of: Option<Box<[u8]>>,
+}
+
+/// What is left of a file whose last name is gone.
+#[derive(Clone, Debug)]
+pub enum Remains {
+    /// A directory is kept open.
+    Dir(Arc<Dir>),
+    /// Of everything else, the attributes it had; a regular file that is open has its own.
+    Stat(Box<Stat>),
 }
 
 /// An attribute that the kernel asks for often and that few files have.
@@ -76,6 +85,8 @@ pub struct Node {
     /// Held while the file is renamed, linked, loaded or sealed, since its place in the vault is part of its seal. Locked before `file`; when
     /// two are needed, in the order of their numbers.
     pub link: Mutex<Option<Link>>,
+    /// What is left of a file without a name, for those who have it open.
+    pub remains: Mutex<Option<Remains>>,
     /// The data file, while it is open or was a short time ago.
     pub file: Mutex<Option<Arc<VaultFile>>>,
     /// Of a regular file: when the kernel holds that it was last modified, which is what applications saw.
@@ -105,6 +116,7 @@ impl Node {
             absent: AtomicU8::new(0),
             queued: AtomicBool::new(false),
             link: Mutex::new(link),
+            remains: Mutex::new(None),
             file: Mutex::new(None),
             mtime: Mutex::new(None),
             keys: OnceLock::new(),

@@ -15,7 +15,7 @@ use crate::{
         FormatError,
         xattr::{XATTR_NAME_MAX, XattrHash},
     },
-    vault::VaultError,
+    vault::{VaultError, file::VaultFile},
 };
 
 /// Set by the kernel for file capabilities; asked for at every first write to a file.
@@ -55,26 +55,59 @@ impl Birth {
     }
 }
 
-/// Where on disk a node's attributes are.
-struct Attributes {
-    dir: Arc<Dir>,
-    entry: Box<str>,
-    /// A regular file or directory, which may have user attributes.
-    plain_file: bool,
+/// A file on disk, of which the attributes are asked for.
+enum Carrier {
+    /// By its name.
+    Entry(Arc<Dir>, Box<str>),
+    /// Open, and perhaps without a name.
+    File(Arc<VaultFile>),
+}
+
+impl Carrier {
+    fn get(&self, attribute: &str) -> io::Result<Vec<u8>> {
+        match self {
+            Carrier::Entry(dir, entry) => dir.get_xattr(entry, attribute),
+            Carrier::File(file) => file.backing().get_xattr(attribute),
+        }
+    }
+
+    fn set(&self, attribute: &str, value: &[u8], flags: XattrFlags) -> io::Result<()> {
+        match self {
+            Carrier::Entry(dir, entry) => dir.set_xattr(entry, attribute, value, flags),
+            Carrier::File(file) => file.backing().set_xattr(attribute, value, flags),
+        }
+    }
+
+    fn remove(&self, attribute: &str) -> io::Result<()> {
+        match self {
+            Carrier::Entry(dir, entry) => dir.remove_xattr(entry, attribute),
+            Carrier::File(file) => file.backing().remove_xattr(attribute),
+        }
+    }
+
+    fn list(&self) -> io::Result<Vec<Vec<u8>>> {
+        match self {
+            Carrier::Entry(dir, entry) => dir.list_xattrs(entry),
+            Carrier::File(file) => file.backing().list_xattrs(),
+        }
+    }
+}
+
+/// Tells whether a file is a regular one or a directory: these may have user attributes.
+fn is_plain(node: &Node) -> bool {
+    matches!(node.kind, FileType::Directory | FileType::RegularFile)
 }
 
 impl Fs {
-    fn attributes(&self, node: &Arc<Node>) -> FsResult<Attributes> {
-        let (dir, entry) = if node.kind == FileType::Directory {
-            (self.dir(node)?, ".".into())
-        } else {
-            self.entry_of(node)?
-        };
-        Ok(Attributes {
-            dir,
-            entry,
-            plain_file: matches!(node.kind, FileType::Directory | FileType::RegularFile),
-        })
+    fn carrier(&self, node: &Arc<Node>) -> FsResult<Carrier> {
+        if node.kind == FileType::Directory {
+            return Ok(Carrier::Entry(self.dir(node)?, ".".into()));
+        }
+        if let Some(file) = &*node.file.lock() {
+            return Ok(Carrier::File(file.clone()));
+        }
+        let (dir, entry) = self.entry_of(node)?;
+        Ok(Carrier::Entry(dir, entry))
     }
 
     fn disk_name(&self, name: &[u8], plain_file: bool) -> FsResult<(XattrHash, String)> {
@@ -105,12 +138,10 @@ impl Fs {
         {
             return Err(FsError::NoAttribute);
         }
-        let (hash, disk_name) =
-            self.disk_name(name, matches!(node.kind, FileType::Directory | FileType::RegularFile))?;
-        let attributes = self.attributes(node)?;
-        let sealed = attributes
-            .dir
-            .get_xattr(&attributes.entry, &disk_name)
+        let (hash, disk_name) = self.disk_name(name, is_plain(node))?;
+        let sealed = self
+            .carrier(node)?
+            .get(&disk_name)
             .map_err(no_attribute)
             .inspect_err(|error| {
                 if let (Some(absent), FsError::NoAttribute, false) = (absent, error, self.options.shared) {
@@ -147,8 +178,7 @@ impl Fs {
     }
 
     fn store_xattr(&self, node: &Arc<Node>, name: &[u8], value: &[u8], flags: XattrFlags) -> FsResult<()> {
-        let attributes = self.attributes(node)?;
-        let (_, disk_name) = self.disk_name(name, attributes.plain_file)?;
+        let (_, disk_name) = self.disk_name(name, is_plain(node))?;
         let sealed = self.vault.xattr_keys().seal(name, value).map_err(|error| match error {
             FormatError::OutOfRange(_) => FsError::Io(io::Error::from_raw_os_error(libc::ERANGE)),
             _ => FsError::Invalid,
@@ -156,9 +186,8 @@ impl Fs {
         if let Some(absent) = Absent::from_name(name) {
             node.may_have(absent);
         }
-        attributes
-            .dir
-            .set_xattr(&attributes.entry, &disk_name, &sealed, flags)
+        self.carrier(node)?
+            .set(&disk_name, &sealed, flags)
             .map_err(no_attribute)
     }
 
@@ -285,15 +314,13 @@ impl Fs {
     /// What llistxattr(2) gives.
     pub fn list_xattrs(&self, id: u64, caller_is_root: bool) -> FsResult<Vec<u8>> {
         let node = self.node(id)?;
-        let attributes = self.attributes(&node)?;
+        let carrier = self.carrier(&node)?;
         let mut names = Vec::new();
-        for disk_name in attributes.dir.list_xattrs(&attributes.entry)? {
+        for disk_name in carrier.list()? {
             let Some(hash) = XattrHash::from_disk_name(&disk_name) else {
                 continue;
             };
-            let sealed = attributes
-                .dir
-                .get_xattr(&attributes.entry, &hash.disk_name(attributes.plain_file))?;
+            let sealed = carrier.get(&hash.disk_name(is_plain(&node)))?;
             let (name, _) = self.open_xattr(&node, hash, &sealed)?;
             // As the kernel does: attributes of the administrator show to the administrator only, and lists where they count.
             let hidden = (!caller_is_root && name.starts_with(b"trusted.")) || (is_acl(&name) && !self.options.acl);
@@ -321,15 +348,11 @@ impl Fs {
     }
 
     fn drop_xattr(&self, node: &Arc<Node>, name: &[u8]) -> FsResult<()> {
-        let attributes = self.attributes(node)?;
-        let (_, disk_name) = self.disk_name(name, attributes.plain_file)?;
+        let (_, disk_name) = self.disk_name(name, is_plain(node))?;
         if name == acl::DEFAULT {
             *node.default_acl.lock() = None;
         }
-        attributes
-            .dir
-            .remove_xattr(&attributes.entry, &disk_name)
-            .map_err(no_attribute)
+        self.carrier(node)?.remove(&disk_name).map_err(no_attribute)
     }
 }
 

@@ -468,3 +468,47 @@ fn times_move_as_posix_says() {
         assert_eq!(dir_after.0 > dir_before.0, names, "{step}: mtime of the directory");
     }
 }
+
+#[test]
+fn what_was_removed_stays_usable_while_it_is_open() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let path = |name: &str| bench.mnt().join(name);
+    let open_dir =
+        |name: &str| rustix::fs::open(path(name), OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).unwrap();
+    fs::create_dir(path("removed")).unwrap();
+    fs::create_dir(path("replaced")).unwrap();
+    fs::create_dir(path("other")).unwrap();
+    let (removed, replaced) = (open_dir("removed"), open_dir("replaced"));
+    fs::remove_dir(path("removed")).unwrap();
+    fs::rename(path("other"), path("replaced")).unwrap();
+    for dir in [removed, replaced] {
+        assert_eq!(rustix::fs::fstat(&dir).unwrap().st_nlink, 0);
+        rustix::fs::fchmod(&dir, Mode::RWXU).unwrap();
+        rustix::fs::fsync(&dir).unwrap();
+        let made = rustix::fs::openat(&dir, "file", OFlags::CREATE | OFlags::RDWR, Mode::RWXU);
+        assert_eq!(made.unwrap_err(), Errno::NOENT);
+    }
+
+    for content in ["", "text"] {
+        fs::write(path("file"), content).unwrap();
+        let file = read_write(&path("file"));
+        fs::remove_file(path("file")).unwrap();
+        rustix::fs::fsetxattr(&file, "user.a", b"1", XattrFlags::empty()).unwrap();
+        let mut value = [0; 8];
+        assert_eq!(rustix::fs::fgetxattr(&file, "user.a", &mut value).unwrap(), 1);
+        file.set_permissions(PermissionsExt::from_mode(0o600)).unwrap();
+        file.write_all_at(b"more", 5000).unwrap();
+        assert_eq!(
+            (file.metadata().unwrap().len(), file.metadata().unwrap().nlink()),
+            (5004, 0)
+        );
+    }
+
+    rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RWXU).unwrap();
+    let fifo = read_write(&path("fifo"));
+    fs::remove_file(path("fifo")).unwrap();
+    assert_eq!(fifo.metadata().unwrap().nlink(), 0);
+}
