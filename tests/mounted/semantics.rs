@@ -512,3 +512,31 @@ fn what_was_removed_stays_usable_while_it_is_open() {
     fs::remove_file(path("fifo")).unwrap();
     assert_eq!(fifo.metadata().unwrap().nlink(), 0);
 }
+
+#[test]
+fn only_reads_that_reach_the_vault_move_the_time_of_access() {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let (view, plain) = (bench.mnt().join("file"), bench.plain().join("file"));
+    let long_ago = Timestamps {
+        last_access: Timespec { tv_sec: 1, tv_nsec: 0 },
+        last_modification: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+    };
+    for path in [&view, &plain] {
+        fs::write(path, "text").unwrap();
+        utimensat(CWD, path, &long_ago, AtFlags::empty()).unwrap();
+    }
+    let moves = |path: &Path| {
+        fs::read(path).unwrap();
+        fs::metadata(path).unwrap().atime() != 1
+    };
+    assert!(!moves(&view), "the kernel had it in its cache");
+    bench.remount();
+    assert_eq!(moves(&view), moves(&plain), "as the backing filesystem is mounted");
+}
