@@ -7,6 +7,18 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::MountOptions;
 
+/// What a mount needs of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Something else may change the vault: keep little.
+    pub shared: bool,
+    /// Access control lists.
+    pub acl: bool,
+}
+
+/// The longest name, in bytes.
+pub const NAME_MAX: u32 = 255;
+
 /// The largest write in one request: what the kernel's default of fs.fuse.max_pages_limit allows, 256 pages.
 const MAX_WRITE: u32 = 1 << 20;
 
@@ -41,14 +53,14 @@ const ACCESS_LISTS: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_
 /// # Errors
 ///
 /// A kernel without access control lists.
-pub fn negotiate(config: &mut KernelConfig, shared: bool, acl: bool) -> io::Result<()> {
+pub fn negotiate(config: &mut KernelConfig, how: &Wanted) -> io::Result<()> {
     let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
         | InitFlags::FUSE_READDIRPLUS_AUTO
         | InitFlags::FUSE_ASYNC_DIO
         | InitFlags::FUSE_HANDLE_KILLPRIV_V2
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
-    wanted |= if shared {
+    wanted |= if how.shared {
         InitFlags::FUSE_AUTO_INVAL_DATA
     } else {
         InitFlags::FUSE_WRITEBACK_CACHE
@@ -56,7 +68,7 @@ pub fn negotiate(config: &mut KernelConfig, shared: bool, acl: bool) -> io::Resu
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
     };
-    if acl {
+    if how.acl {
         wanted |= ACCESS_LISTS;
         if !config.capabilities().contains(ACCESS_LISTS) {
             return Err(io::Error::new(
