@@ -4,7 +4,10 @@ use std::{ops::Range, sync::Arc};
 
 use rustix::fs::{self, FileType, Mode, Timespec, Timestamps};
 
-use super::{Attr, Caller, FoundAt, Fs, FsError, FsResult, SetAttr, SetTime, node::Node};
+use super::{
+    Attr, Caller, FoundAt, Fs, FsError, FsResult, SetAttr, SetTime,
+    node::{Node, Remains},
+};
 use crate::{
     backing::BackingFile,
     format::name,
@@ -171,6 +174,13 @@ impl Fs {
     pub fn set_attr(&self, id: u64, caller: Caller, changes: &SetAttr) -> FsResult<Attr> {
         self.check_writable()?;
         let node = self.node(id)?;
+        if node.file.lock().is_none()
+            && let Some(Remains::Stat(stat)) = &mut *node.remains.lock()
+        {
+            // Nobody will ever see it on disk. The kernel sends the times of a file also after its name is gone.
+            changes.apply(stat);
+            return Ok(Attr::new(stat, node.id, &self.vault.layout()));
+        }
         if let Some(size) = changes.size {
             self.set_size(&node, size, caller)?;
         }

@@ -510,7 +510,30 @@ fn what_was_removed_stays_usable_while_it_is_open() {
     rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RWXU).unwrap();
     let fifo = read_write(&path("fifo"));
     fs::remove_file(path("fifo")).unwrap();
-    assert_eq!(fifo.metadata().unwrap().nlink(), 0);
+    fifo.set_permissions(PermissionsExt::from_mode(0o640)).unwrap();
+    assert_eq!(
+        (
+            fifo.metadata().unwrap().nlink(),
+            fifo.metadata().unwrap().mode() & 0o777
+        ),
+        (0, 0o640)
+    );
+}
+
+#[test]
+fn removing_a_file_just_written_leaves_no_error_for_syncfs() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let root = File::open(bench.mnt()).unwrap();
+    for name in ["removed", "replaced"] {
+        fs::write(bench.mnt().join(name), "text").unwrap();
+    }
+    fs::write(bench.mnt().join("new"), "text").unwrap();
+    fs::remove_file(bench.mnt().join("removed")).unwrap();
+    fs::rename(bench.mnt().join("new"), bench.mnt().join("replaced")).unwrap();
+    rustix::fs::syncfs(&root).unwrap();
 }
 
 #[test]
