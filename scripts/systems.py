@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import json
 import os
 import pathlib
 import resource
@@ -15,6 +16,9 @@ import time
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 MOUNT_TIMEOUT_S = 60
 UNMOUNT_TIMEOUT_S = 120
+CHECK_TIMEOUT_S = 600
+# The exit code of hushfs fsck and verify for it.
+DAMAGE_FOUND = 9
 
 
 class Failed(Exception):
@@ -97,7 +101,8 @@ class System:
             time.sleep(0.01)
         os.stat(self.mountpoint)
 
-    def check_commands(self):
+    def findings(self):
+        """What the system itself finds wrong in its unmounted vault."""
         return []
 
     def unmount_commands(self):
@@ -301,9 +306,15 @@ class Hushfs(System):
         return [self.binary, "mount", "--foreground", *self.others("--allow-other"), *(a for o in self.options for a in ("-o", o)),
                 "--passfile", self.passfile, self.vault, self.mountpoint]
 
-    def check_commands(self):
-        """What looks for damage in the unmounted vault."""
-        return [[self.binary, check, "--passfile", self.passfile, self.vault] for check in ("fsck", "verify")]
+    def findings(self):
+        found = []
+        for check in ("fsck", "verify"):
+            done = subprocess.run([str(self.binary), check, "--json", "--passfile", str(self.passfile), str(self.vault)],
+                                  stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_TIMEOUT_S, check=False)
+            if done.returncode not in (0, DAMAGE_FOUND):
+                raise Failed(f"{self.name} {check}: {done.stderr.decode(errors='replace').strip()}")
+            found += json.loads(done.stdout)["findings"]
+        return found
 
     def unmount_commands(self):
         return [[str(self.binary), "unmount", str(self.mountpoint)], *super().unmount_commands()]
