@@ -578,7 +578,9 @@ impl<S: Storage> Content<S> {
                 sum -= self.seal_key.term(block, &tag);
             } else if index <= last.0 {
                 // A hole has no tag, and no term.
-                let Some(next) = self.skip_hole(BlockIndex(index))? else { break };
+                let Some(next) = self.skip_hole(BlockIndex(index))? else {
+                    break;
+                };
                 index = next.0;
             }
         }
@@ -1000,7 +1002,9 @@ impl<S: Storage> Content<S> {
                 sum += self.seal_key.term(block, &tag);
             } else if index < count {
                 // The last block is looked at in any case: it shows that the storage is not shorter than the file.
-                index = self.skip_hole(BlockIndex(index))?.map_or(count - 1, |next| next.0.min(count - 1));
+                index = self
+                    .skip_hole(BlockIndex(index))?
+                    .map_or(count - 1, |next| next.0.min(count - 1));
             }
         }
         Ok(sum)
