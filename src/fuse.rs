@@ -6,6 +6,7 @@ mod mountpoint;
 mod pool;
 mod request;
 mod server;
+mod uring;
 
 use std::{
     fmt, io,
@@ -21,7 +22,7 @@ use signal_hook::{
 };
 
 pub use self::mountpoint::{Mounted, find_mount, is_kernel_option};
-use self::{adapter::Adapter, kernel::Wanted, mountpoint::Mountpoint, pool::Pool, server::Server};
+use self::{adapter::Adapter, kernel::Wanted, mountpoint::Mountpoint, pool::Pool, server::Server, uring::Rings};
 use crate::fs::Fs;
 
 /// How often an idle mount is looked at.
@@ -29,6 +30,18 @@ const IDLE_CHECK: Duration = Duration::from_secs(1);
 
 /// Requests that wait on the disk at a time.
 const SLOW_THREADS: usize = 4;
+
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Over io_uring where the kernel offers it.
+    #[default]
+    Auto,
+    /// Over io_uring.
+    Uring,
+    /// Through /dev/fuse.
+    Device,
+}
 
 /// How and where to mount.
 #[derive(Clone, Debug)]
@@ -45,6 +58,8 @@ pub struct MountOptions {
     pub kernel_options: Vec<String>,
     /// Unmount after so long without use.
     pub idle: Option<Duration>,
+    /// How requests come from the kernel.
+    pub transport: Transport,
     /// Threads that serve requests; chosen by the number of processors if not given.
     pub threads: Option<usize>,
 }
@@ -71,6 +86,8 @@ pub enum MountError {
     Refused(io::Error),
     /// The connection to the kernel failed.
     Session(io::Error),
+    /// Requests cannot come over io_uring.
+    NoUring(io::Error),
 }
 
 impl fmt::Display for MountError {
@@ -92,6 +109,10 @@ impl fmt::Display for MountError {
             MountError::UnknownOption(option) => write!(f, "unknown mount option {option:?}"),
             MountError::Refused(error) => write!(f, "the kernel refused the mount: {error}"),
             MountError::Session(error) => write!(f, "the connection to the kernel failed: {error}"),
+            MountError::NoUring(error) => write!(
+                f,
+                "no FUSE over io_uring: {error}: it needs Linux 6.14 and `echo Y > /sys/module/fuse/parameters/enable_uring`"
+            ),
         }
     }
 }
@@ -100,7 +121,10 @@ impl std::error::Error for MountError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             MountError::MountpointUnusable { source, .. } => Some(source),
-            MountError::NoFuseDevice(error) | MountError::Refused(error) | MountError::Session(error) => Some(error),
+            MountError::NoFuseDevice(error)
+            | MountError::Refused(error)
+            | MountError::Session(error)
+            | MountError::NoUring(error) => Some(error),
             MountError::NoFusermount | MountError::Fusermount(_) | MountError::UnknownOption(_) => None,
         }
     }
@@ -137,11 +161,14 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
     let mountpoint = Mountpoint::mount(options)?;
     let server = Arc::new(Server::new(fs.clone()));
     let slow = Arc::new(Pool::new("slow", SLOW_THREADS));
+    let rings = prepare_rings(options.transport, &server, &slow)?;
     let wanted = Wanted {
         shared: fs.options().shared,
         acl: fs.options().acl,
+        uring: rings.is_some(),
     };
-    let adapter = Adapter::new(server.clone(), slow, wanted);
+    let adapter = Adapter::new(server.clone(), slow.clone(), wanted);
+    let device = mountpoint.device()?;
     let config = kernel::session_config(options);
     let session = match fuser::Session::from_fd(adapter, mountpoint.device()?, fuser::SessionACL::All, config) {
         Ok(session) => session,
@@ -151,6 +178,17 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
         }
     };
     server.set_notifier(session.notifier());
+    let ring_threads = match rings.map(|rings| rings.start(&device)).transpose() {
+        Ok(threads) => threads,
+        Err(error) if options.transport == Transport::Auto => {
+            log::warn!("no io_uring, requests come through /dev/fuse: {error}");
+            None
+        }
+        Err(error) => {
+            mountpoint.unmount_now();
+            return Err(MountError::NoUring(error));
+        }
+    };
     kernel::tune(mountpoint.path());
     let sealer = {
         let fs = fs.clone();
@@ -184,6 +222,9 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
     }
     ready();
     let served = session.run();
+    if let Some(threads) = ring_threads {
+        threads.join();
+    }
     signal_handle.close();
     fs.stop_sealer();
     for thread in [sealer, on_signal].into_iter().flatten() {
@@ -195,6 +236,23 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
         fs.seal_all();
     }
     served.map_err(MountError::Session)
+}
+
+fn prepare_rings(transport: Transport, server: &Arc<Server>, slow: &Arc<Pool>) -> Result<Option<Rings>, MountError> {
+    let rings = match transport {
+        Transport::Device => return Ok(None),
+        Transport::Auto if !uring::is_offered() => return Ok(None),
+        Transport::Uring if !uring::is_offered() => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        Transport::Auto | Transport::Uring => Rings::prepare(server, slow),
+    };
+    match rings {
+        Ok(rings) => Ok(Some(rings)),
+        Err(error) if transport == Transport::Auto => {
+            log::info!("no io_uring, requests come through /dev/fuse: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(MountError::NoUring(error)),
+    }
 }
 
 /// Unmounts when a signal asks for it; while the mount is in use, detaches it, so that the last user ends it.

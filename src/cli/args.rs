@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::crypto::block::Suite;
+use crate::{crypto::block::Suite, fuse::Transport};
 
 /// Shows an encrypted directory as ordinary files.
 #[derive(Debug, Parser)]
@@ -192,11 +192,35 @@ pub struct MountArgs {
     /// Where to log; file names appear only with -vv
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+    /// How requests come from the kernel
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = TransportArg::Auto)]
+    pub transport: TransportArg,
     /// Threads that serve requests [default: by the number of processors]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
     #[command(flatten)]
     pub unlock: UnlockArgs,
+}
+
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum TransportArg {
+    /// Over io_uring where the kernel offers it, which is faster
+    Auto,
+    /// Over io_uring, or not at all
+    IoUring,
+    /// Through /dev/fuse
+    Device,
+}
+
+impl From<TransportArg> for Transport {
+    fn from(arg: TransportArg) -> Self {
+        match arg {
+            TransportArg::Auto => Transport::Auto,
+            TransportArg::IoUring => Transport::Uring,
+            TransportArg::Device => Transport::Device,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

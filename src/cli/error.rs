@@ -170,7 +170,7 @@ fn open_code(error: &OpenError) -> u8 {
 fn mount_code(error: &MountError) -> u8 {
     match error {
         MountError::MountpointUnusable { .. } => BAD_MOUNTPOINT,
-        MountError::NoFuseDevice(_) | MountError::NoFusermount => NO_FUSE,
+        MountError::NoFuseDevice(_) | MountError::NoFusermount | MountError::NoUring(_) => NO_FUSE,
         MountError::UnknownOption(_) => USAGE,
         MountError::Refused(error) if error.kind() == io::ErrorKind::PermissionDenied => NO_FUSE,
         MountError::Fusermount(_) | MountError::Refused(_) | MountError::Session(_) => FAILED,

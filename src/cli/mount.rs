@@ -103,6 +103,7 @@ fn serve(args: &MountArgs, kernel_options: Vec<String>, ready: impl FnOnce()) ->
         fsname: args.fsname.clone().unwrap_or_else(|| vault_path.display().to_string()),
         kernel_options,
         idle: args.idle,
+        transport: args.transport.into(),
         threads: args.threads,
     };
     fuse::mount(fs, &options, ready)?;

@@ -14,13 +14,15 @@ pub struct Wanted {
     pub shared: bool,
     /// Access control lists.
     pub acl: bool,
+    /// Requests come over io_uring.
+    pub uring: bool,
 }
 
 /// The longest name, in bytes.
 pub const NAME_MAX: u32 = 255;
 
 /// The largest write in one request: what the kernel's default of fs.fuse.max_pages_limit allows, 256 pages.
-const MAX_WRITE: u32 = 1 << 20;
+pub const MAX_WRITE: u32 = 1 << 20;
 
 /// Requests the kernel may have under way in the background, readahead and writeback.
 const MAX_BACKGROUND: u16 = 64;
@@ -44,6 +46,9 @@ pub fn time_to_live(shared: bool) -> Duration {
 
 /// Returns the largest read in one request, in bytes: a readahead window is split into several, so that threads share it.
 pub const MAX_READ: u32 = 256 << 10;
+
+/// FUSE_OVER_IO_URING of linux/fuse.h, which fuser does not know.
+const OVER_IO_URING: InitFlags = InitFlags::from_bits_retain(1 << 41);
 
 /// The kernel checks access by lists, and leaves callers' masks to the filesystem, since a directory's default list takes their place.
 const ACCESS_LISTS: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK);
@@ -76,6 +81,9 @@ pub fn negotiate(config: &mut KernelConfig, how: &Wanted) -> io::Result<()> {
                 "this kernel's FUSE has no access control lists",
             ));
         }
+    }
+    if how.uring {
+        wanted |= OVER_IO_URING;
     }
     // All that the kernel has is asked for at once: what it does not have it must not be asked for.
     let offered = config.capabilities();

@@ -28,7 +28,6 @@ pub mod opcode {
     pub const FLUSH: u32 = 25;
     pub const OPENDIR: u32 = 27;
     pub const READDIR: u32 = 28;
-    pub const RELEASEDIR: u32 = 29;
     pub const FSYNCDIR: u32 = 30;
     pub const CREATE: u32 = 35;
     pub const IOCTL: u32 = 39;
@@ -37,6 +36,14 @@ pub mod opcode {
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
     pub const COPY_FILE_RANGE: u32 = 47;
+}
+
+/// Tells whether the answer to a request may be longer than a few fields.
+pub fn has_long_answer(code: u32) -> bool {
+    matches!(
+        code,
+        opcode::READ | opcode::READDIR | opcode::READDIRPLUS | opcode::READLINK | opcode::GETXATTR | opcode::LISTXATTR
+    )
 }
 
 /// Fields of [`SetAttrIn`] that count.
