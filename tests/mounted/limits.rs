@@ -1,6 +1,11 @@
 //! Large numbers: of entries, names, links, levels.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use crate::support::{Bench, can_mount};
 
@@ -118,4 +123,23 @@ fn paths_as_long_as_the_kernel_takes_them() {
     bench.remount();
     assert_eq!(fs::read_to_string(&path).unwrap(), "deep");
     fs::remove_dir_all(bench.mnt().join("d")).unwrap();
+}
+
+#[test]
+fn a_hole_of_terabytes_is_cut_off_at_once() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let file = fs::File::create_new(bench.mnt().join("huge")).unwrap();
+    let size = 4 << 40;
+    file.set_len(size).unwrap();
+    for offset in [0, size / 2, size - 5000] {
+        file.write_all_at(b"here", offset).unwrap();
+    }
+    file.sync_all().unwrap();
+    let started = Instant::now();
+    file.set_len(size / 4).unwrap();
+    // Looking at every block of the hole took minutes.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
