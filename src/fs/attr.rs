@@ -20,7 +20,7 @@ pub struct Time {
 const DIRECTORY_SIZE: u64 = 4096;
 
 /// A file's attributes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attr {
     /// The inode number, the same as the node's.
     pub ino: u64,
@@ -49,6 +49,15 @@ pub struct Attr {
 }
 
 impl Attr {
+    /// Returns what is left of a file that is gone: its number and kind.
+    pub fn gone(ino: u64, kind: FileType) -> Self {
+        Attr {
+            ino,
+            mode: kind.as_raw_mode(),
+            ..Attr::default()
+        }
+    }
+
     /// Makes attributes from those of the file on disk, under node number `ino`.
     pub fn new(stat: &Stat, ino: u64, layout: &Layout) -> Self {
         let size = stat.st_size as u64;
@@ -113,4 +122,11 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
+}
+
+impl SetAttr {
+    /// Tells whether nothing but times shall change.
+    pub fn only_times(&self) -> bool {
+        self.mode.is_none() && self.uid.is_none() && self.gid.is_none() && self.size.is_none()
+    }
 }

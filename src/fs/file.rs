@@ -171,6 +171,11 @@ impl Fs {
     pub fn set_attr(&self, id: u64, caller: Caller, changes: &SetAttr) -> FsResult<Attr> {
         self.check_writable()?;
         let node = self.node(id)?;
+        if changes.only_times() && node.is_gone() {
+            // The kernel keeps times while it writes back, and writes them once more when the last name goes. What is gone has none; an error
+            // would come up at the next syncfs(2), whoever calls it.
+            return Ok(Attr::gone(node.id, node.kind));
+        }
         if let Some(size) = changes.size {
             self.set_size(&node, size, caller)?;
         }

@@ -107,6 +107,11 @@ impl Node {
         self.dead.load(Ordering::Acquire)
     }
 
+    /// Tells whether nothing is left of it: no name, and no file that is open still.
+    pub fn is_gone(&self) -> bool {
+        self.is_dead() && self.kind != FileType::Directory && self.file.lock().is_none()
+    }
+
     /// Notes that its last name is gone.
     pub fn kill(&self) {
         self.dead.store(true, Ordering::Release);

@@ -297,3 +297,20 @@ fn sealing_does_not_change_the_time_of_modification() {
     bench.remount();
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
 }
+
+#[test]
+fn files_that_go_leave_no_error_for_the_next_syncfs() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let mnt = bench.mnt();
+    let root = fs::File::open(&mnt).unwrap();
+    fs::write(mnt.join("removed"), vec![1; 100_000]).unwrap();
+    fs::remove_file(mnt.join("removed")).unwrap();
+    rustix::fs::syncfs(&root).unwrap();
+    fs::write(mnt.join("old"), vec![1; 100_000]).unwrap();
+    fs::write(mnt.join("new"), vec![2; 100_000]).unwrap();
+    fs::rename(mnt.join("new"), mnt.join("old")).unwrap();
+    rustix::fs::syncfs(&root).unwrap();
+}
