@@ -399,7 +399,9 @@ impl Fs {
         let unsealed = slot
             .as_ref()
             .is_some_and(|file| file.content().is_some_and(|content| content.begin_seal().is_some()));
-        if !node.is_open() && (!unsealed || node.is_dead() || self.options.read_only) {
+        // Without a name it cannot be opened again, and the kernel may still ask for it.
+        let in_use = node.is_open() || (node.is_dead() && !node.is_forgotten());
+        if !in_use && (!unsealed || node.is_dead() || self.options.read_only) {
             *slot = None;
         }
     }

@@ -314,13 +314,18 @@ impl Fs {
         }
     }
 
-    /// Keeps hold of a file whose name is about to go. A file that cannot be opened can be removed all the same; its header then stays behind.
+    /// Keeps hold of a file whose name is about to go: those who have looked it up may still open it. A file that cannot be opened can be removed
+    /// all the same; its header then stays behind.
     fn before_it_goes(&self, directory: &OpenDirectory, disk: &str, name: &[u8], stat: &Stat) -> Option<Gone> {
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || (stat.st_size as u64) < PREAMBLE_SIZE {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return None;
         }
         let node = self.nodes.find(node_id(stat.st_ino));
-        let file = match node.and_then(|node| node.file.lock().clone()) {
+        let open = node.and_then(|node| self.file(&node).ok());
+        if (stat.st_size as u64) < PREAMBLE_SIZE {
+            return None;
+        }
+        let file = match open {
             Some(file) => GoneFile::Open(file),
             None => GoneFile::Closed(directory.dir.open_file(disk, true).ok()?),
         };
@@ -586,6 +591,9 @@ impl Fs {
             to: (&source_dir, from.name),
         });
         let replaced = target_stat.filter(|_| !exchange);
+        let replaced_file = replaced
+            .as_ref()
+            .and_then(|stat| self.before_it_goes(&target_dir, target_disk, to.name, stat));
         // Both files' places change: nobody may load or seal them meanwhile.
         let mut nodes: Vec<_> = [&Some(&source), &other.as_ref()]
             .into_iter()
@@ -600,9 +608,6 @@ impl Fs {
             Some(other) => self.announce(other, false)?,
             None => None,
         };
-        let replaced_file = replaced
-            .as_ref()
-            .and_then(|stat| self.before_it_goes(&target_dir, target_disk, to.name, stat));
         let replaced_link_file = replaced
             .as_ref()
             .and_then(|stat| Self::link_file_of(&target_dir.dir, target_disk, stat));

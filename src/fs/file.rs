@@ -84,9 +84,7 @@ impl Fs {
         if !node.released() {
             return;
         }
-        if node.is_dead() {
-            *node.file.lock() = None;
-        } else {
+        if !node.is_dead() || node.is_forgotten() {
             self.keep_idle(&node);
         }
     }

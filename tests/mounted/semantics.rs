@@ -563,3 +563,51 @@ fn only_reads_that_reach_the_vault_move_the_time_of_access() {
     bench.remount();
     assert_eq!(moves(&view), moves(&plain), "as the backing filesystem is mounted");
 }
+
+#[test]
+fn a_file_can_be_opened_that_was_removed_since_it_was_looked_up() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    for (name, content) in [("empty", ""), ("text", "text")] {
+        fs::write(bench.mnt().join(name), content).unwrap();
+    }
+    bench.remount();
+    for (name, content) in [("empty", ""), ("text", "text")] {
+        let path = bench.mnt().join(name);
+        let looked_up = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
+        fs::remove_file(&path).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&looked_up);
+        assert_eq!(fs::read_to_string(format!("/proc/self/fd/{fd}")).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_name_that_is_replaced_all_the_time_can_always_be_opened() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let path = bench.mnt().join("name");
+    fs::write(&path, "0").unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for writer in 0..2 {
+            let (path, stop) = (&path, &stop);
+            scope.spawn(move || {
+                let new = path.with_extension(writer.to_string());
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::write(&new, "1").unwrap();
+                    fs::rename(&new, path).unwrap();
+                }
+            });
+        }
+        let mut failed = None;
+        for _ in 0..2000 {
+            failed = failed.or(fs::read(&path).err());
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(failed.is_none(), "{failed:?}");
+    });
+}
