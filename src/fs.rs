@@ -86,6 +86,8 @@ pub struct Fs {
     dirs: Mutex<LruCache<u64, Arc<Dir>>>,
     /// Files that no handle has open but that were in use lately, by node number.
     idle_files: Mutex<LruCache<u64, Arc<Node>>>,
+    /// Files without a name that no handle has open, kept open until the kernel forgets them, by node number.
+    removed_files: Mutex<LruCache<u64, Arc<Node>>>,
     seal_queue: SealQueue,
 }
 
@@ -118,6 +120,7 @@ impl Fs {
             device,
             dirs: Mutex::new(LruCache::new(capacity)),
             idle_files: Mutex::new(LruCache::new(capacity)),
+            removed_files: Mutex::new(LruCache::new(capacity)),
             seal_queue: SealQueue::new(options.cached_descriptors),
         })
     }
@@ -296,6 +299,7 @@ impl Fs {
             self.dirs.lock().pop(&id);
         } else {
             self.idle_files.lock().pop(&id);
+            self.removed_files.lock().pop(&id);
             self.let_go(&node);
         }
         self.nodes.remove_unused(node);
@@ -390,6 +394,34 @@ impl Fs {
             && evicted.id != node.id
         {
             self.let_go(&evicted);
+        }
+    }
+
+    /// Keeps a file open that lost its last name, for who has looked it up and not opened it yet.
+    fn keep_removed(&self, node: &Arc<Node>) {
+        let evicted = self.removed_files.lock().push(node.id, node.clone());
+        if let Some((_, evicted)) = evicted
+            && evicted.id != node.id
+        {
+            evicted.close_if_unused();
+        }
+    }
+
+    /// Does what takes space; if there is none, frees what is only kept open, and tries again.
+    fn with_room<T>(&self, act: impl Fn() -> FsResult<T>) -> FsResult<T> {
+        match act() {
+            Err(error) if matches!(error.errno(), libc::ENOSPC | libc::EDQUOT) => {
+                let mut removed = Vec::new();
+                while let Some((_, node)) = self.removed_files.lock().pop_lru() {
+                    removed.push(node);
+                }
+                if removed.is_empty() {
+                    return Err(error);
+                }
+                removed.iter().for_each(|node| node.close_if_unused());
+                act()
+            }
+            result => result,
         }
     }
 

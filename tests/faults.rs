@@ -332,8 +332,7 @@ fn a_mount_in_the_background_is_ready_when_the_command_returns() {
         let status = command.arg(bench.vault()).arg(bench.mnt()).status().unwrap();
         assert!(status.success());
         assert_eq!(fs::read_to_string(bench.mnt().join("file")).unwrap(), "kept");
-        let unmount = Command::new(HUSHFS).arg("unmount").arg(bench.mnt()).status().unwrap();
-        assert!(unmount.success());
+        assert!(bench.run_unmount().status.success());
         assert_sealed(&bench.vault());
     }
     let right = fs::read(bench.passfile()).unwrap();

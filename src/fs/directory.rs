@@ -171,6 +171,10 @@ impl Fs {
     /// What the backing filesystem gives.
     pub fn create(&self, at: NameIn<'_>, mode: u32, caller: Caller) -> FsResult<Found> {
         self.check_writable()?;
+        self.with_room(|| self.create_once(at, mode, caller))
+    }
+
+    fn create_once(&self, at: NameIn<'_>, mode: u32, caller: Caller) -> FsResult<Found> {
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, libc::S_IFREG | mode & 0o7777, caller)?;
@@ -189,6 +193,10 @@ impl Fs {
     /// What the backing filesystem gives.
     pub fn make_node(&self, at: NameIn<'_>, mode: u32, device: u32, caller: Caller) -> FsResult<Found> {
         self.check_writable()?;
+        self.with_room(|| self.make_node_once(at, mode, device, caller))
+    }
+
+    fn make_node_once(&self, at: NameIn<'_>, mode: u32, device: u32, caller: Caller) -> FsResult<Found> {
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, mode, caller)?;
@@ -203,6 +211,10 @@ impl Fs {
     /// What the backing filesystem gives.
     pub fn make_directory(&self, at: NameIn<'_>, mode: u32, caller: Caller) -> FsResult<Found> {
         self.check_writable()?;
+        self.with_room(|| self.make_directory_once(at, mode, caller))
+    }
+
+    fn make_directory_once(&self, at: NameIn<'_>, mode: u32, caller: Caller) -> FsResult<Found> {
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, libc::S_IFDIR | mode & 0o7777, caller)?;
@@ -219,6 +231,10 @@ impl Fs {
     /// What the backing filesystem gives.
     pub fn make_link(&self, at: NameIn<'_>, target: &[u8], caller: Caller) -> FsResult<Found> {
         self.check_writable()?;
+        self.with_room(|| self.make_link_once(at, target, caller))
+    }
+
+    fn make_link_once(&self, at: NameIn<'_>, target: &[u8], caller: Caller) -> FsResult<Found> {
         let directory = self.directory(at.parent)?;
         let sealed = link::seal(self.vault.symlink_key(), target).map_err(|_| FsError::NameTooLong)?;
         let disk = self.prepare_name(&directory, at.name)?;
@@ -365,7 +381,9 @@ impl Fs {
         if let Some(node) = self.nodes.find(node_id(stat.st_ino)) {
             if last {
                 node.kill();
-                self.let_go(&node);
+                if node.kind == FileType::RegularFile && !node.is_open() {
+                    self.keep_removed(&node);
+                }
                 *node.remains.lock() = Some(remains);
             }
             if last || node.is_at(&directory.node, name) {

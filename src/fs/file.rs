@@ -84,7 +84,9 @@ impl Fs {
         if !node.released() {
             return;
         }
-        if !node.is_dead() || node.is_forgotten() {
+        if node.is_dead() && !node.is_forgotten() {
+            self.keep_removed(&node);
+        } else {
             self.keep_idle(&node);
         }
     }
@@ -115,9 +117,11 @@ impl Fs {
         let node = self.node(id)?;
         let file = self.file(&node)?;
         let content = self.content(&node, &file)?;
-        content
-            .write(PlainOffset(offset), data)
-            .map_err(|error| self.at(&node, "")(error.into()))?;
+        self.with_room(|| {
+            content
+                .write(PlainOffset(offset), data)
+                .map_err(|error| self.at(&node, "")(error.into()))
+        })?;
         self.note_change(&node);
         Ok(())
     }
@@ -347,7 +351,7 @@ impl Fs {
         let end = offset.checked_add(len).ok_or(FsError::Invalid)?;
         let extends = matches!(how, Allocate::Extend | Allocate::ZeroRange);
         if matches!(how, Allocate::Extend | Allocate::KeepSize) {
-            content.allocate(PlainOffset(offset), len).map_err(in_vault)?;
+            self.with_room(|| content.allocate(PlainOffset(offset), len).map_err(in_vault))?;
         } else {
             content.punch(PlainOffset(offset), len).map_err(in_vault)?;
         }

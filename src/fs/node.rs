@@ -161,6 +161,14 @@ impl Node {
         self.lookups.load(Ordering::Acquire) == 0
     }
 
+    /// Closes the file of a node without a name, unless a handle has it open.
+    pub fn close_if_unused(&self) {
+        let mut file = self.file.lock();
+        if !self.is_open() {
+            *file = None;
+        }
+    }
+
     /// Counts one more open handle.
     pub fn opened(&self) {
         self.opens.fetch_add(1, Ordering::AcqRel);

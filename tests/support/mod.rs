@@ -20,9 +20,6 @@ const PASSPHRASE: &str = "correct horse battery staple\n";
 /// Long enough for a loaded machine; nothing is timed against it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The exit code for a mount in use.
-const BUSY: i32 = 6;
-
 /// Tells whether mounts work here. Where they must, as in CI, their absence fails the test.
 pub fn can_mount() -> bool {
     let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
@@ -203,20 +200,27 @@ impl Bench {
     /// Unmounts, and waits until the daemon has ended well.
     pub fn unmount(&mut self) {
         let mut child = self.child.take().expect("mounted");
-        let unmount = || Command::new(HUSHFS).arg("unmount").arg(self.mnt()).output().unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        let mut output = unmount();
-        // A program that another test starts holds this one's open files for a moment, between fork and exec.
-        while output.status.code() == Some(BUSY) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-            output = unmount();
-        }
+        let output = self.run_unmount();
         assert!(
             output.status.success(),
             "unmount: {}",
             String::from_utf8_lossy(&output.stderr)
         );
         assert!(child.wait().unwrap().success(), "the daemon failed: {}", self.log());
+    }
+
+    /// Runs `hushfs unmount`, once nothing uses the mount.
+    pub fn run_unmount(&self) -> Output {
+        let unmount = || Command::new(HUSHFS).arg("unmount").arg(self.mnt()).output().unwrap();
+        let is_busy = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("in use");
+        let deadline = Instant::now() + PATIENCE;
+        let mut output = unmount();
+        // A program that another test starts holds this one's open files for a moment, between fork and exec.
+        while is_busy(&output) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+            output = unmount();
+        }
+        output
     }
 
     /// Unmounts and mounts again with the same options.
