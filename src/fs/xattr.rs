@@ -290,7 +290,9 @@ impl Fs {
             return Ok(());
         }
         self.store_xattr(node, acl::ACCESS, &access.encode(), XattrFlags::empty())?;
-        self.set_mode(node, birth.mode & 0o7777)
+        // A directory may have got set-group-id from the one it is in.
+        let special = self.node_attr(node)?.mode & 0o7000;
+        self.set_mode(node, special | birth.mode & 0o777)
     }
 
     /// Has the list that governs access follow a change of permissions.

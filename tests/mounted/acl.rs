@@ -127,6 +127,9 @@ fn what_is_made_in_a_directory_inherits_its_default_list() {
              default:user::rwx default:user:54321:rwx default:group::r-x default:mask::rwx default:other::---"
         );
     }
+    fs::set_permissions(&team, PermissionsExt::from_mode(0o2755)).unwrap();
+    fs::create_dir(team.join("group")).unwrap();
+    assert_eq!(mode(&team.join("group")) & 0o7000, 0o2000, "set-group-id is inherited too");
     set(&["-k"], &team);
     let plain = team.join("plain");
     let made = Command::new("sh")
