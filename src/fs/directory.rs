@@ -593,6 +593,13 @@ impl Fs {
                 });
             }
         }
+        if source_dir.node.id != target_dir.node.id {
+            // Not left for later, and with the links locked: the next rename may need the same header here again.
+            self.drop_what_served(&source, target_disk, source_file.as_ref());
+            if let Some(other) = &other {
+                self.drop_what_served(other, &source_disk, other_file.as_ref());
+            }
+        }
         drop(links);
         for node in &nodes {
             self.note_rename(node);
@@ -602,12 +609,6 @@ impl Fs {
             Self::drop_long_name(&source_dir.dir, &source_disk);
         }
         let mut leftovers = Leftovers::default();
-        if source_dir.node.id != target_dir.node.id {
-            self.drop_what_served(&source, source_file.as_ref(), &mut leftovers);
-            if let Some(other) = &other {
-                self.drop_what_served(other, other_file.as_ref(), &mut leftovers);
-            }
-        }
         if let Some(stat) = &replaced {
             if stat.st_nlink == 1
                 && let Some(link) = replaced_link_file
@@ -773,25 +774,22 @@ impl Fs {
             .map_err(in_vault)
     }
 
-    /// Removes from the old directory what an entry needed there.
-    fn drop_what_served(&self, side: &Side<'_>, file: Option<&Arc<VaultFile>>, leftovers: &mut Leftovers) {
-        let (from, disk, name) = side.from;
-        if side.stat.st_nlink == 1
-            && let Some(file) = file
-        {
-            leftovers.gone.push(Gone {
+    /// Removes from the old directory what an entry needed there; `disk` is its name in the new one.
+    fn drop_what_served(&self, side: &Side<'_>, disk: &str, file: Option<&Arc<VaultFile>>) {
+        if side.stat.st_nlink != 1 {
+            return;
+        }
+        let (from, old_disk, name) = side.from;
+        if let Some(file) = file {
+            self.drop_header(Gone {
                 directory: from.clone(),
-                disk: disk.to_owned(),
+                disk: old_disk.to_owned(),
                 name: name.to_vec(),
                 file: GoneFile::Open(file.clone()),
                 replaced_by_copy: false,
             });
         }
-        if side.stat.st_nlink == 1
-            && let Some(node) = &side.node
-            && let Ok((dir, disk)) = self.entry_of(node)
-            && let Some(link) = Self::link_file_of(&dir, &disk, &side.stat)
-        {
+        if let Some(link) = Self::link_file_of(&side.to.0.dir, disk, &side.stat) {
             let _ = from.dir.unlink(&name::link_file(link));
         }
     }

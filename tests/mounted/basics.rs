@@ -297,3 +297,24 @@ fn sealing_does_not_change_the_time_of_modification() {
     bench.remount();
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
 }
+
+#[test]
+fn a_file_moved_away_and_back_at_once_keeps_its_header() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let mnt = bench.mnt();
+    for dir in ["a", "b"] {
+        fs::create_dir(mnt.join(dir)).unwrap();
+    }
+    let (here, there) = (mnt.join("a/file"), mnt.join("b/file"));
+    fs::write(&here, "still here").unwrap();
+    // Each move stores a header in one directory and removes the one in the other: a removal that comes late takes the next move's.
+    for _ in 0..2000 {
+        fs::rename(&here, &there).unwrap();
+        fs::rename(&there, &here).unwrap();
+    }
+    bench.remount();
+    assert_eq!(fs::read_to_string(&here).unwrap(), "still here");
+}
