@@ -5,6 +5,7 @@
 
 pub mod dir;
 pub mod file;
+pub mod process;
 
 pub use dir::{Dir, DirStream, RawEntry};
 pub use file::{BackingFile, ShortWrite, Storage};

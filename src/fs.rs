@@ -3,6 +3,7 @@
 //! Everything here works on node numbers and names in plaintext. `fuse` calls it for a mount, `cli` for reading a vault without one, and tests
 //! without either.
 
+mod acl;
 mod attr;
 mod directory;
 mod error;
@@ -26,7 +27,7 @@ pub use listing::{Listed, ListedPlus};
 pub use node::{Node, ROOT};
 
 use self::{
-    node::{Link, NodeTable},
+    node::{Link, NodeTable, Remains},
     sealer::SealQueue,
 };
 use crate::{
@@ -52,6 +53,8 @@ pub struct FsOptions {
     pub own_uid: u32,
     /// The group id that owns what this process creates.
     pub own_gid: u32,
+    /// POSIX access control lists govern who may do what.
+    pub acl: bool,
     /// Descriptors that caches may hold, of files and directories each.
     pub cached_descriptors: usize,
 }
@@ -63,6 +66,10 @@ pub struct Caller {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// Process id; 0 for a process that cannot be seen from here.
+    pub pid: u32,
+    /// Permissions that the process never grants; the kernel has taken them away already unless lists govern access.
+    pub umask: u32,
 }
 
 /// A filesystem on an opened vault.
@@ -205,6 +212,9 @@ impl Fs {
             if let Some(dir) = self.dirs.lock().get(&at.id) {
                 break dir.clone();
             }
+            if let Some(Remains::Dir(dir)) = &*at.remains.lock() {
+                break dir.clone();
+            }
             let link = at.link.lock().clone().ok_or(FsError::Stale)?;
             missing.push((at.id, link.disk));
             at = link.parent;
@@ -313,6 +323,9 @@ impl Fs {
         if let Some(file) = node.file.lock().clone() {
             let stat = file.backing().stat()?;
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
+        }
+        if let Some(Remains::Stat(stat)) = &*node.remains.lock() {
+            return Ok(with_id(Attr::new(stat, node.id, &self.vault.layout())));
         }
         let (dir, disk) = self.entry_of(node)?;
         self.attr(&dir, &disk, &dir.stat(&disk)?).map(with_id)

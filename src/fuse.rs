@@ -4,6 +4,8 @@ mod adapter;
 mod kernel;
 mod mountpoint;
 mod pool;
+mod request;
+mod server;
 
 use std::{
     fmt, io,
@@ -19,11 +21,14 @@ use signal_hook::{
 };
 
 pub use self::mountpoint::{Mounted, find_mount, is_kernel_option};
-use self::{adapter::Adapter, mountpoint::Mountpoint};
+use self::{adapter::Adapter, kernel::Wanted, mountpoint::Mountpoint, pool::Pool, server::Server};
 use crate::fs::Fs;
 
 /// How often an idle mount is looked at.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
+
+/// Requests that wait on the disk at a time.
+const SLOW_THREADS: usize = 4;
 
 /// How and where to mount.
 #[derive(Clone, Debug)]
@@ -130,7 +135,13 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
 pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(), MountError> {
     let fs = Arc::new(fs);
     let mountpoint = Mountpoint::mount(options)?;
-    let (adapter, activity) = Adapter::new(fs.clone());
+    let server = Arc::new(Server::new(fs.clone()));
+    let slow = Arc::new(Pool::new("slow", SLOW_THREADS));
+    let wanted = Wanted {
+        shared: fs.options().shared,
+        acl: fs.options().acl,
+    };
+    let adapter = Adapter::new(server.clone(), slow, wanted);
     let config = kernel::session_config(options);
     let session = match fuser::Session::from_fd(adapter, mountpoint.device()?, fuser::SessionACL::All, config) {
         Ok(session) => session,
@@ -139,7 +150,7 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
             return Err(MountError::Session(error));
         }
     };
-    activity.set_notifier(session.notifier());
+    server.set_notifier(session.notifier());
     kernel::tune(mountpoint.path());
     let sealer = {
         let fs = fs.clone();
@@ -155,12 +166,12 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
         .spawn(move || unmount_on_signal(signals, &path));
     if let Some(idle) = options.idle {
         let path = mountpoint.path().to_owned();
-        let activity = activity.clone();
+        let server = server.clone();
         let unmount_when_idle = move || {
             loop {
                 thread::sleep(IDLE_CHECK);
                 // Refused while a file or directory is in use: then it is not idle.
-                if activity.idle_for() >= idle && mountpoint::unmount(&path, false).is_ok() {
+                if server.idle_for() >= idle && mountpoint::unmount(&path, false).is_ok() {
                     log::info!("unmounted after {} without use", humantime::format_duration(idle));
                     return;
                 }

@@ -99,12 +99,18 @@ impl Place {
         let options = FsOptions {
             read_only: false,
             shared: false,
+            acl: false,
             own_uid: uid,
             own_gid: gid,
             cached_descriptors: 16,
         };
         let fs = Fs::new(vault, home.open_dir().unwrap(), options).unwrap();
-        let caller = Caller { uid, gid };
+        let caller = Caller {
+            uid,
+            gid,
+            pid: 0,
+            umask: 0,
+        };
         let at = |parent, name| NameIn { parent, name };
         let file = |parent, name, bytes: &[u8]| {
             let found = fs.create(at(parent, name), 0o640, caller).unwrap();

@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "mounted/acl.rs"]
+mod acl;
 #[path = "mounted/basics.rs"]
 mod basics;
 #[path = "mounted/differential.rs"]
@@ -12,3 +14,5 @@ mod kill;
 mod limits;
 #[path = "mounted/programs.rs"]
 mod programs;
+#[path = "mounted/semantics.rs"]
+mod semantics;

@@ -478,12 +478,9 @@ impl Dir {
     /// What llistxattr(2) gives.
     pub fn list_xattrs(&self, name: &str) -> io::Result<Vec<Vec<u8>>> {
         let path = proc_path(self.fd.as_fd(), name);
-        let names = with_growing_buffer(|buffer| fs::llistxattr(path.as_c_str(), buffer))?;
-        Ok(names
-            .split(|&byte| byte == 0)
-            .filter(|name| !name.is_empty())
-            .map(<[u8]>::to_vec)
-            .collect())
+        Ok(names_in(&with_growing_buffer(|buffer| {
+            fs::llistxattr(path.as_c_str(), buffer)
+        })?))
     }
 
     /// Starts listing the directory.
@@ -526,8 +523,14 @@ fn proc_path(fd: BorrowedFd<'_>, name: &str) -> std::ffi::CString {
     std::ffi::CString::new(path).expect("names on disk have no zero byte")
 }
 
+/// Takes apart what listxattr(2) gives.
+pub(super) fn names_in(list: &[u8]) -> Vec<Vec<u8>> {
+    let names = list.split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    names.map(<[u8]>::to_vec).collect()
+}
+
 /// Calls a function that fills a buffer, with a larger one until it fits.
-fn with_growing_buffer(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> io::Result<Vec<u8>> {
+pub(super) fn with_growing_buffer(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> io::Result<Vec<u8>> {
     let mut size = 1024;
     loop {
         let mut buffer = vec![0; size];

@@ -3,9 +3,11 @@
 use std::{io, os::fd::OwnedFd};
 
 use rustix::{
-    fs::{self, FallocateFlags, SeekFrom, Stat, Timespec, Timestamps},
+    fs::{self, FallocateFlags, SeekFrom, Stat, Timespec, Timestamps, XattrFlags},
     io::Errno,
 };
+
+use super::dir::{names_in, with_growing_buffer};
 
 /// A write that failed, and how far it came.
 #[derive(Debug)]
@@ -95,6 +97,43 @@ impl BackingFile {
     /// What fsync(2) gives.
     pub fn sync_all(&self) -> io::Result<()> {
         Ok(fs::fsync(&self.fd)?)
+    }
+
+    /// Returns an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// What fgetxattr(2) gives.
+    pub fn get_xattr(&self, attribute: &str) -> io::Result<Vec<u8>> {
+        with_growing_buffer(|buffer| fs::fgetxattr(&self.fd, attribute, buffer))
+    }
+
+    /// Stores an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// What fsetxattr(2) gives.
+    pub fn set_xattr(&self, attribute: &str, value: &[u8], flags: XattrFlags) -> io::Result<()> {
+        Ok(fs::fsetxattr(&self.fd, attribute, value, flags)?)
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// What fremovexattr(2) gives.
+    pub fn remove_xattr(&self, attribute: &str) -> io::Result<()> {
+        Ok(fs::fremovexattr(&self.fd, attribute)?)
+    }
+
+    /// Returns the names of the extended attributes as stored.
+    ///
+    /// # Errors
+    ///
+    /// What flistxattr(2) gives.
+    pub fn list_xattrs(&self) -> io::Result<Vec<Vec<u8>>> {
+        let names = with_growing_buffer(|buffer| fs::flistxattr(&self.fd, buffer))?;
+        Ok(names_in(&names))
     }
 }
 

@@ -63,7 +63,7 @@ In /etc/fstab, with /sbin/mount.fuse or with hushfs linked to /sbin/mount.fuse.h
 
   /srv/vault  /srv/private  fuse.hushfs  passfile=/etc/hushfs/private.pass,allow_other,nofail  0 0
 
-Mount options: ro, rw, allow_other, noallow_other, shared, idle=TIME, fsname=NAME, log-file=FILE, passfile=FILE,
+Mount options: ro, rw, allow_other, noallow_other, acl, noacl, shared, idle=TIME, fsname=NAME, log-file=FILE, passfile=FILE,
 extpass=COMMAND, key-file=FILE, credential=NAME, slot=SLOT, and those of mount(8): nosuid, suid, nodev, dev, noexec,
 exec, noatime, atime, relatime, sync, async, dirsync.";
 
@@ -183,6 +183,9 @@ pub struct MountArgs {
     /// Something else may change the vault meanwhile, such as a sync tool. Caches less, so it is slower
     #[arg(long)]
     pub shared: bool,
+    /// POSIX access control lists (setfacl, getfacl) count; without it they are refused
+    #[arg(long)]
+    pub acl: bool,
     /// The name in the mount table [default: VAULT]
     #[arg(long, value_name = "NAME")]
     pub fsname: Option<String>,

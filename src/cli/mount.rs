@@ -86,6 +86,7 @@ fn serve(args: &MountArgs, kernel_options: Vec<String>, ready: impl FnOnce()) ->
         FsOptions {
             read_only: args.ro,
             shared: args.shared,
+            acl: args.acl,
             own_uid: rustix::process::geteuid().as_raw(),
             own_gid: rustix::process::getegid().as_raw(),
             cached_descriptors: process::raise_descriptor_limit(),

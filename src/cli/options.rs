@@ -96,6 +96,8 @@ pub fn apply(args: &mut MountArgs) -> CliResult<Vec<String>> {
             ("allow_other", None) => args.allow_other = true,
             ("noallow_other", None) => args.allow_other = false,
             ("shared", None) => args.shared = true,
+            ("acl", None) => args.acl = true,
+            ("noacl", None) => args.acl = false,
             ("recovery", None) => args.unlock.recovery = true,
             ("fsname", Some(value)) => set(option, &mut args.fsname, value.to_owned())?,
             ("log-file" | "log_file", Some(value)) => set(option, &mut args.log_file, value.into())?,

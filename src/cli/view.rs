@@ -65,6 +65,7 @@ impl View {
         let options = FsOptions {
             read_only: true,
             shared: false,
+            acl: true,
             own_uid: rustix::process::geteuid().as_raw(),
             own_gid: rustix::process::getegid().as_raw(),
             cached_descriptors: process::raise_descriptor_limit(),

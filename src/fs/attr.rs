@@ -114,3 +114,20 @@ pub struct SetAttr {
     /// Last change of content.
     pub mtime: Option<SetTime>,
 }
+
+impl SetAttr {
+    /// Makes the changes to attributes that are in memory only; a size is not one of them.
+    pub fn apply(&self, stat: &mut Stat) {
+        if let Some(mode) = self.mode {
+            stat.st_mode = stat.st_mode & libc::S_IFMT | mode & 0o7777;
+        }
+        stat.st_uid = self.uid.unwrap_or(stat.st_uid);
+        stat.st_gid = self.gid.unwrap_or(stat.st_gid);
+        if let Some(SetTime::At(time)) = self.atime {
+            (stat.st_atime, stat.st_atime_nsec) = (time.seconds, time.nanos.into());
+        }
+        if let Some(SetTime::At(time)) = self.mtime {
+            (stat.st_mtime, stat.st_mtime_nsec) = (time.seconds, time.nanos.into());
+        }
+    }
+}

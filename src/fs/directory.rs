@@ -3,16 +3,14 @@
 //! Each that touches more than one file says what a crash between its steps leaves. They rely on the backing filesystem to keep
 //! changes of names in their order, as ext4, xfs, btrfs and tmpfs do; what must be on disk *before* a name changes is synced.
 
-use std::{
-    io,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{io, sync::Arc};
 
 use rustix::fs::{FileType, RenameFlags, Stat};
 
 use super::{
     Caller, Found, Fs, FsError, FsResult, OpenDirectory,
-    node::{Link, Node, node_id},
+    node::{Absent, Link, Node, Remains, node_id},
+    xattr::Birth,
 };
 use crate::{
     backing::{BackingFile, Dir, RawEntry},
@@ -128,14 +126,15 @@ impl Fs {
         name: &[u8],
         disk: &DiskName,
         caller: Caller,
-        mode: u32,
+        birth: &Birth,
     ) -> FsResult<Found> {
         let result = self
-            .give_to(caller, directory, &disk.entry, mode)
+            .give_to(caller, directory, &disk.entry, birth.first_mode())
             .and_then(|()| Ok(directory.dir.stat(&disk.entry)?))
-            .and_then(|stat| self.found(directory, name, &disk.entry, &stat));
+            .and_then(|stat| self.found(directory, name, &disk.entry, &stat))
+            .and_then(|found| self.with_lists(found, birth));
         if result.is_err() {
-            let gone = match FileType::from_raw_mode(mode) {
+            let gone = match FileType::from_raw_mode(birth.mode) {
                 FileType::Directory => directory.dir.rmdir(&disk.entry),
                 _ => directory.dir.unlink(&disk.entry),
             };
@@ -144,6 +143,25 @@ impl Fs {
             }
         }
         result
+    }
+
+    /// Gives what was made the access control lists it inherits.
+    fn with_lists(&self, mut found: Found, birth: &Birth) -> FsResult<Found> {
+        if !self.options.acl {
+            return Ok(found);
+        }
+        found.node.found_without(Absent::AccessAcl);
+        let given = self
+            .give_lists(&found.node, birth)
+            .and_then(|()| self.node_attr(&found.node));
+        match given {
+            Ok(attr) => found.attr = attr,
+            Err(error) => {
+                self.nodes.undo_look_up(found.node.id);
+                return Err(error);
+            }
+        }
+        Ok(found)
     }
 
     /// Creates a file and opens it.
@@ -155,10 +173,11 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
-        let file = directory.dir.create_file(&disk.entry, mode & 0o7777)?;
-        let found = self.made(&directory, at.name, &disk, caller, libc::S_IFREG | mode & 0o7777)?;
+        let birth = self.birth(&directory.node, libc::S_IFREG | mode & 0o7777, caller)?;
+        let file = directory.dir.create_file(&disk.entry, birth.first_mode() & 0o7777)?;
+        let found = self.made(&directory, at.name, &disk, caller, &birth)?;
         *found.node.file.lock() = Some(Arc::new(VaultFile::created(file)));
-        found.node.no_capability.store(true, Ordering::Release);
+        found.node.found_without(Absent::Capability);
         found.node.opened();
         Ok(found)
     }
@@ -172,8 +191,9 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
-        directory.dir.mknod(&disk.entry, mode, device.into())?;
-        self.made(&directory, at.name, &disk, caller, mode)
+        let birth = self.birth(&directory.node, mode, caller)?;
+        directory.dir.mknod(&disk.entry, birth.first_mode(), device.into())?;
+        self.made(&directory, at.name, &disk, caller, &birth)
     }
 
     /// Makes a directory: one mkdir(2), since its id follows from its name.
@@ -185,8 +205,9 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
-        directory.dir.mkdir(&disk.entry, mode & 0o7777)?;
-        self.made(&directory, at.name, &disk, caller, libc::S_IFDIR | mode & 0o7777)
+        let birth = self.birth(&directory.node, libc::S_IFDIR | mode & 0o7777, caller)?;
+        directory.dir.mkdir(&disk.entry, birth.first_mode() & 0o7777)?;
+        self.made(&directory, at.name, &disk, caller, &birth)
     }
 
     /// Makes a symbolic link.
@@ -211,7 +232,7 @@ impl Fs {
             let _ = directory.dir.unlink(&name::link_file(*id));
         }
         made?;
-        self.made(&directory, at.name, &disk, caller, libc::S_IFLNK | 0o777)
+        self.made(&directory, at.name, &disk, caller, &Birth::of_link())
     }
 
     /// Returns the target of a symbolic link.
@@ -277,7 +298,8 @@ impl Fs {
             let _ = directory.dir.unlink(&name::link_file(link));
         }
         let mut leftovers = Leftovers::default();
-        if self.lost_a_name(&directory, at.name, &stat) {
+        let remains = self.remains_of(&directory, &disk, &stat)?;
+        if self.lost_a_name(&directory, at.name, &stat, remains) {
             leftovers.gone.extend(gone);
         }
         Ok(leftovers)
@@ -315,13 +337,31 @@ impl Fs {
         })
     }
 
+    /// Returns what will be left of a file when its name goes, for those who have it open or work in it: a directory is kept open.
+    fn remains_of(&self, directory: &OpenDirectory, disk: &str, stat: &Stat) -> FsResult<Remains> {
+        let mut stat = *stat;
+        stat.st_nlink = 0;
+        let id = node_id(stat.st_ino);
+        let is_known_directory =
+            FileType::from_raw_mode(stat.st_mode) == FileType::Directory && self.nodes.find(id).is_some();
+        if !is_known_directory {
+            return Ok(Remains::Stat(Box::new(stat)));
+        }
+        let open = self.dirs.lock().peek(&id).cloned();
+        Ok(Remains::Dir(match open {
+            Some(dir) => dir,
+            None => Arc::new(directory.dir.open_dir(disk)?),
+        }))
+    }
+
     /// After a name was removed or replaced: the last one takes the node with it. Tells whether it was the last.
-    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat) -> bool {
+    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat, remains: Remains) -> bool {
         let last = stat.st_nlink == 1 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if let Some(node) = self.nodes.find(node_id(stat.st_ino)) {
             if last {
                 node.kill();
                 self.let_go(&node);
+                *node.remains.lock() = Some(remains);
             }
             if last || node.is_at(&directory.node, name) {
                 *node.link.lock() = None;
@@ -395,6 +435,7 @@ impl Fs {
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
         let stat = directory.dir.stat(&disk)?;
+        let remains = self.remains_of(&directory, &disk, &stat)?;
         match directory.dir.rmdir(&disk) {
             Err(error) if is_not_empty(&error) => {
                 clear_empty_directory(&directory.dir.open_dir(&disk)?)?;
@@ -403,7 +444,7 @@ impl Fs {
             result => result?,
         }
         Self::drop_long_name(&directory.dir, &disk);
-        self.lost_a_name(&directory, at.name, &stat);
+        self.lost_a_name(&directory, at.name, &stat, remains);
         Ok(())
     }
 
@@ -565,6 +606,10 @@ impl Fs {
         let replaced_link_file = replaced
             .as_ref()
             .and_then(|stat| Self::link_file_of(&target_dir.dir, target_disk, stat));
+        let remains = match &replaced {
+            Some(stat) => Some(self.remains_of(&target_dir, target_disk, stat)?),
+            None => None,
+        };
         let rename = || source_dir.dir.rename(&source_disk, &target_dir.dir, target_disk, flags);
         match rename() {
             Err(error) if is_not_empty(&error) && replaced.is_some() => {
@@ -609,13 +654,13 @@ impl Fs {
             Self::drop_long_name(&source_dir.dir, &source_disk);
         }
         let mut leftovers = Leftovers::default();
-        if let Some(stat) = &replaced {
+        if let (Some(stat), Some(remains)) = (&replaced, remains) {
             if stat.st_nlink == 1
                 && let Some(link) = replaced_link_file
             {
                 let _ = target_dir.dir.unlink(&name::link_file(link));
             }
-            if self.lost_a_name_by_rename(&target_dir, stat) {
+            if self.lost_a_name_by_rename(&target_dir, stat, remains) {
                 let replaced_by_copy = matches!(name::shape(source_disk.as_bytes()), Shape::Conflict(..));
                 leftovers.gone.extend(replaced_file.map(|gone| Gone {
                     replaced_by_copy,
@@ -626,9 +671,9 @@ impl Fs {
         Ok(leftovers)
     }
 
-    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat) -> bool {
+    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat, remains: Remains) -> bool {
         // The name is another node's now: none is given here, so that it is not taken for the lost one.
-        let last = self.lost_a_name(directory, b"", stat);
+        let last = self.lost_a_name(directory, b"", stat, remains);
         if let Some(node) = self.nodes.find(node_id(stat.st_ino))
             && !node.is_dead()
         {

@@ -4,7 +4,10 @@ use std::{ops::Range, sync::Arc};
 
 use rustix::fs::{self, FileType, Mode, Timespec, Timestamps};
 
-use super::{Attr, Caller, FoundAt, Fs, FsError, FsResult, SetAttr, SetTime, node::Node};
+use super::{
+    Attr, Caller, FoundAt, Fs, FsError, FsResult, SetAttr, SetTime,
+    node::{Node, Remains},
+};
 use crate::{
     backing::BackingFile,
     format::name,
@@ -171,6 +174,13 @@ impl Fs {
     pub fn set_attr(&self, id: u64, caller: Caller, changes: &SetAttr) -> FsResult<Attr> {
         self.check_writable()?;
         let node = self.node(id)?;
+        if node.file.lock().is_none()
+            && let Some(Remains::Stat(stat)) = &mut *node.remains.lock()
+        {
+            // Nobody will ever see it on disk. The kernel sends the times of a file also after its name is gone.
+            changes.apply(stat);
+            return Ok(Attr::new(stat, node.id, &self.vault.layout()));
+        }
         if let Some(size) = changes.size {
             self.set_size(&node, size, caller)?;
         }
@@ -178,7 +188,8 @@ impl Fs {
             self.chown(&node, changes.uid, changes.gid)?;
         }
         if let Some(mode) = changes.mode {
-            self.chmod(&node, mode)?;
+            self.acl_after_chmod(&node, mode)?;
+            self.set_mode(&node, mode)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
             let times = Timestamps {
@@ -229,7 +240,7 @@ impl Fs {
             kept &= !libc::S_ISGID;
         }
         if kept != mode {
-            self.chmod(node, kept & 0o7777)?;
+            self.set_mode(node, kept & 0o7777)?;
         }
         Ok(())
     }
@@ -246,7 +257,7 @@ impl Fs {
         Ok(dir.chown(&disk, uid, gid)?)
     }
 
-    fn chmod(&self, node: &Arc<Node>, mode: u32) -> FsResult<()> {
+    pub(super) fn set_mode(&self, node: &Arc<Node>, mode: u32) -> FsResult<()> {
         if node.kind == FileType::Directory {
             return Ok(self.dir(node)?.chmod_self(mode)?);
         }

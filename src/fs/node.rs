@@ -6,16 +6,16 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FileType, Stat};
 
-use super::attr::Time;
+use super::{acl::Acl, attr::Time};
 use crate::{
-    backing::DirStream,
+    backing::{Dir, DirStream},
     vault::{DirectoryKeys, file::VaultFile},
 };
 
@@ -41,6 +41,24 @@ pub struct Link {
     pub conflict_of: Option<Box<[u8]>>,
 }
 
+/// What is left of a file whose last name is gone.
+#[derive(Clone, Debug)]
+pub enum Remains {
+    /// A directory is kept open.
+    Dir(Arc<Dir>),
+    /// Of everything else, the attributes it had; a regular file that is open has its own.
+    Stat(Box<Stat>),
+}
+
+/// An attribute that the kernel asks for often and that few files have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// security.capability: asked for before the first write to a file.
+    Capability = 1,
+    /// system.posix_acl_access: asked for before a file is used by other than its owner.
+    AccessAcl = 2,
+}
+
 /// An inode that the kernel knows.
 #[derive(Debug)]
 pub struct Node {
@@ -58,8 +76,8 @@ pub struct Node {
     dead: AtomicBool,
     /// Renamed, and its seal or header still admits the old name.
     pub unsettled: AtomicBool,
-    /// Known to have no file capabilities, which the kernel asks for before the first write to each file.
-    pub no_capability: AtomicBool,
+    /// Attributes that the kernel asks for often, and that this file is known not to have: bits of [`Absent`].
+    absent: AtomicU8,
     /// In the sealer's queue.
     pub queued: AtomicBool,
     /// One of its names; nothing for the root, and when that name is gone.
@@ -67,6 +85,8 @@ pub struct Node {
     /// Held while the file is renamed, linked, loaded or sealed, since its place in the vault is part of its seal. Locked before `file`; when
     /// two are needed, in the order of their numbers.
     pub link: Mutex<Option<Link>>,
+    /// What is left of a file without a name, for those who have it open.
+    pub remains: Mutex<Option<Remains>>,
     /// The data file, while it is open or was a short time ago.
     pub file: Mutex<Option<Arc<VaultFile>>>,
     /// Of a regular file: when the kernel holds that it was last modified, which is what applications saw.
@@ -77,6 +97,8 @@ pub struct Node {
     pub keys: OnceLock<DirectoryKeys>,
     /// Of a directory: a listing under way.
     pub stream: Mutex<Option<DirStream>>,
+    /// Of a directory: the access control list that what is made in it inherits, once it was looked for.
+    pub default_acl: Mutex<Option<Option<Arc<Acl>>>>,
     /// Of a directory: names on disk that sync tools made of entries, once it was looked for them.
     pub conflicts: Mutex<Option<Arc<Vec<String>>>>,
 }
@@ -91,13 +113,15 @@ impl Node {
             opens: AtomicU32::new(0),
             dead: AtomicBool::new(false),
             unsettled: AtomicBool::new(false),
-            no_capability: AtomicBool::new(false),
+            absent: AtomicU8::new(0),
             queued: AtomicBool::new(false),
             link: Mutex::new(link),
+            remains: Mutex::new(None),
             file: Mutex::new(None),
             mtime: Mutex::new(None),
             keys: OnceLock::new(),
             stream: Mutex::new(None),
+            default_acl: Mutex::new(None),
             conflicts: Mutex::new(None),
         }
     }
@@ -110,6 +134,21 @@ impl Node {
     /// Notes that its last name is gone.
     pub fn kill(&self) {
         self.dead.store(true, Ordering::Release);
+    }
+
+    /// Tells whether it is known not to have an attribute.
+    pub fn lacks(&self, attribute: Absent) -> bool {
+        self.absent.load(Ordering::Acquire) & attribute as u8 != 0
+    }
+
+    /// Notes that it does not have an attribute.
+    pub fn found_without(&self, attribute: Absent) {
+        self.absent.fetch_or(attribute as u8, Ordering::AcqRel);
+    }
+
+    /// Notes that it may have an attribute now.
+    pub fn may_have(&self, attribute: Absent) {
+        self.absent.fetch_and(!(attribute as u8), Ordering::AcqRel);
     }
 
     /// Tells whether a handle is open.

@@ -1,147 +1,208 @@
-//! Turns FUSE requests into calls of [`Fs`], and their results into replies. Decides nothing about files.
+//! The ordinary transport: requests that fuser reads from /dev/fuse, and the answers it writes there.
 
 use std::{
-    cell::RefCell,
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::FileType as Kind;
 
-use super::{kernel, pool::Pool};
-use crate::fs::{Allocate, Attr, Caller, Found, Fs, FsError, FsResult, Leftovers, NameIn, SetAttr, SetTime, Time};
+use super::{
+    kernel::{self, Wanted},
+    pool::Pool,
+    request::{Answer, Asked, Operation, Reply},
+    server::Server,
+};
+use crate::fs::{Attr, Caller, Listed, ListedPlus, NameIn, SetAttr, SetTime, Time};
 
-/// A change of size above this is left to the pool: it may free or reserve much.
-const SLOW_SIZE_CHANGE: u64 = 1 << 20;
-
-thread_local! {
-    /// Plaintext of the read at hand, reused from request to request.
-    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Serves FUSE requests from a filesystem.
+/// What fuser calls.
 pub struct Adapter {
-    fs: Arc<Fs>,
-    pool: Pool,
+    server: Arc<Server>,
+    /// For what waits on the disk.
+    slow: Arc<Pool>,
+    wanted: Wanted,
+}
+
+/// Where fuser takes an answer, by the kind of request.
+enum Slot {
+    Entry(ReplyEntry),
+    Attr(ReplyAttr),
+    Empty(ReplyEmpty),
+    Data(ReplyData),
+    Open(ReplyOpen),
+    Create(ReplyCreate),
+    Write(ReplyWrite),
+    Directory(ReplyDirectory),
+    DirectoryPlus(ReplyDirectoryPlus),
+    Filesystem(ReplyStatfs),
+    Xattr(ReplyXattr),
+    Seek(ReplyLseek),
+    Ioctl(ReplyIoctl),
+}
+
+struct ToFuser {
+    slot: Slot,
     time_to_live: Duration,
-    activity: Arc<Activity>,
-}
-
-/// When the mount was used last, and the way to tell the kernel things unasked.
-pub struct Activity {
-    started: Instant,
-    /// Milliseconds after `started`.
-    last_used: AtomicU64,
-    notifier: OnceLock<Notifier>,
-}
-
-impl Activity {
-    /// Returns how long ago the last request came.
-    pub fn idle_for(&self) -> Duration {
-        let last = Duration::from_millis(self.last_used.load(Ordering::Relaxed));
-        self.started.elapsed().saturating_sub(last)
-    }
-
-    /// Gives the way to the kernel, once there is one.
-    pub fn set_notifier(&self, notifier: Notifier) {
-        self.notifier.get_or_init(|| notifier);
-    }
-
-    fn used(&self) {
-        self.last_used
-            .store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
+    opened: FopenFlags,
 }
 
 impl Adapter {
-    /// Makes an adapter; what it shares with the mount's other threads comes with it.
-    pub fn new(fs: Arc<Fs>) -> (Self, Arc<Activity>) {
-        let activity = Arc::new(Activity {
-            started: Instant::now(),
-            last_used: AtomicU64::new(0),
-            notifier: OnceLock::new(),
-        });
-        let adapter = Adapter {
-            time_to_live: kernel::time_to_live(fs.options().shared),
-            fs,
-            pool: Pool::new(),
-            activity: activity.clone(),
+    /// Makes an adapter.
+    pub fn new(server: Arc<Server>, slow: Arc<Pool>, wanted: Wanted) -> Self {
+        Adapter { server, slow, wanted }
+    }
+
+    fn serve(&self, request: &Request, ino: INodeNo, operation: Operation<'_>, slot: Slot) {
+        self.serve_masked(request, ino, 0, operation, slot);
+    }
+
+    fn serve_masked(&self, request: &Request, ino: INodeNo, umask: u32, operation: Operation<'_>, slot: Slot) {
+        self.server
+            .serve(&asked(request, ino, umask, operation), self.reply(slot));
+    }
+
+    /// Leaves a request to the pool if it is slow.
+    fn serve_slow(&self, request: &Request, ino: INodeNo, operation: Operation<'static>, slot: Slot) {
+        if !operation.is_slow() {
+            return self.serve(request, ino, operation, slot);
+        }
+        let (server, asked, reply) = (self.server.clone(), asked(request, ino, 0, operation), self.reply(slot));
+        self.slow.run(move || server.serve(&asked, reply));
+    }
+
+    fn reply(&self, slot: Slot) -> ToFuser {
+        ToFuser {
+            slot,
+            time_to_live: self.server.time_to_live(),
+            opened: if self.server.keeps_content() {
+                FopenFlags::FOPEN_KEEP_CACHE
+            } else {
+                FopenFlags::empty()
+            },
+        }
+    }
+}
+
+fn asked<'r>(request: &Request, ino: INodeNo, umask: u32, operation: Operation<'r>) -> Asked<'r> {
+    Asked {
+        unique: request.unique().0,
+        ino: ino.0,
+        caller: Caller {
+            uid: request.uid(),
+            gid: request.gid(),
+            pid: request.pid(),
+            umask,
+        },
+        operation,
+    }
+}
+
+impl Reply for ToFuser {
+    fn add(&mut self, entry: &Listed) -> bool {
+        let Slot::Directory(reply) = &mut self.slot else {
+            return false;
         };
-        (adapter, activity)
+        let name = OsStr::from_bytes(&entry.name);
+        !reply.add(INodeNo(entry.ino), entry.next, file_type(entry.kind), name)
     }
 
-    fn reply_entry(&self, request: &Request, result: FsResult<Found>, reply: ReplyEntry) {
-        match result {
-            Ok(found) => reply.entry(
-                &self.time_to_live,
-                &file_attr(&found.attr),
-                Generation(found.node.generation),
-            ),
-            Err(error) => reply.error(errno(request, "entry", &error)),
-        }
-    }
-
-    /// Replies first: who asked need not wait for headers to be removed.
-    fn reply_then_clear(&self, request: &Request, operation: &str, result: FsResult<Leftovers>, reply: ReplyEmpty) {
-        match result {
-            Ok(leftovers) => {
-                reply.ok();
-                self.fs.clear(leftovers);
+    fn add_plus(&mut self, listed: &ListedPlus) -> bool {
+        let Slot::DirectoryPlus(reply) = &mut self.slot else {
+            return false;
+        };
+        let entry = &listed.entry;
+        let (attr, generation) = match &listed.found {
+            Some(found) => (file_attr(&found.attr), found.node.generation),
+            None => {
+                // The kernel takes only the number and kind of the two dots.
+                let dots = FileAttr {
+                    ino: INodeNo(entry.ino),
+                    kind: FileType::Directory,
+                    ..no_entry()
+                };
+                (dots, 0)
             }
-            Err(error) => reply.error(errno(request, operation, &error)),
+        };
+        let name = OsStr::from_bytes(&entry.name);
+        let generation = Generation(generation);
+        !reply.add(
+            INodeNo(entry.ino),
+            entry.next,
+            name,
+            &self.time_to_live,
+            &attr,
+            generation,
+        )
+    }
+
+    fn send(self, answer: Answer<'_>) {
+        let ttl = &self.time_to_live;
+        match (self.slot, answer) {
+            (slot, Answer::Failed(errno)) => slot.fail(errno),
+            (Slot::Entry(reply), Answer::Entry(found)) => {
+                reply.entry(ttl, &file_attr(&found.attr), Generation(found.node.generation));
+            }
+            (Slot::Entry(reply), Answer::NoEntry) => reply.entry(ttl, &no_entry(), Generation(0)),
+            (Slot::Create(reply), Answer::Created(found)) => {
+                let generation = Generation(found.node.generation);
+                reply.created(ttl, &file_attr(&found.attr), generation, FileHandle(0), self.opened);
+            }
+            (Slot::Attr(reply), Answer::Attr(attr)) => reply.attr(ttl, &file_attr(attr)),
+            (Slot::Empty(reply), Answer::Done) => reply.ok(),
+            (Slot::Directory(reply), Answer::Done) => reply.ok(),
+            (Slot::DirectoryPlus(reply), Answer::Done) => reply.ok(),
+            (Slot::Open(reply), Answer::Opened) => reply.opened(FileHandle(0), self.opened),
+            (Slot::Data(reply), Answer::Bytes(bytes)) => reply.data(bytes),
+            (Slot::Xattr(reply), Answer::Bytes(bytes)) => reply.data(bytes),
+            (Slot::Xattr(reply), Answer::Size(size)) => reply.size(size),
+            (Slot::Write(reply), Answer::Written(len)) => reply.written(len),
+            (Slot::Seek(reply), Answer::Offset(offset)) => reply.offset(offset as i64),
+            (Slot::Filesystem(reply), Answer::Filesystem(stat)) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                stat.f_bsize as u32,
+                kernel::NAME_MAX,
+                stat.f_frsize as u32,
+            ),
+            (slot, _) => {
+                log::error!("an answer of another kind than the question");
+                slot.fail(libc::EIO);
+            }
         }
     }
+}
 
-    fn open_flags(&self) -> FopenFlags {
-        if self.fs.options().shared {
-            FopenFlags::empty()
-        } else {
-            FopenFlags::FOPEN_KEEP_CACHE
+impl Slot {
+    fn fail(self, errno: i32) {
+        let errno = Errno::from_i32(errno);
+        match self {
+            Slot::Entry(reply) => reply.error(errno),
+            Slot::Attr(reply) => reply.error(errno),
+            Slot::Empty(reply) => reply.error(errno),
+            Slot::Data(reply) => reply.error(errno),
+            Slot::Open(reply) => reply.error(errno),
+            Slot::Create(reply) => reply.error(errno),
+            Slot::Write(reply) => reply.error(errno),
+            Slot::Directory(reply) => reply.error(errno),
+            Slot::DirectoryPlus(reply) => reply.error(errno),
+            Slot::Filesystem(reply) => reply.error(errno),
+            Slot::Xattr(reply) => reply.error(errno),
+            Slot::Seek(reply) => reply.error(errno),
+            Slot::Ioctl(reply) => reply.error(errno),
         }
-    }
-}
-
-/// Logs what is worth it, once, here at the edge, and returns what applications see.
-fn errno(request: &Request, operation: &str, error: &FsError) -> Errno {
-    if error.is_damage() {
-        log::error!("request {} ({operation}): {error}", request.unique().0);
-    } else {
-        log::debug!("request {} ({operation}): {error}", request.unique().0);
-    }
-    Errno::from_i32(error.errno())
-}
-
-fn reply_empty(request: &Request, operation: &str, result: FsResult<()>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(request, operation, &error)),
-    }
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-    }
-}
-
-fn at(parent: INodeNo, name: &OsStr) -> NameIn<'_> {
-    NameIn {
-        parent: parent.0,
-        name: name.as_bytes(),
     }
 }
 
@@ -225,29 +286,20 @@ fn no_entry() -> FileAttr {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        kernel::negotiate(config, self.fs.options().shared);
-        Ok(())
+        kernel::negotiate(config, &self.wanted)
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.activity.used();
-        match self.fs.look_up(parent.0, name.as_bytes()) {
-            // The kernel remembers that there is none, until it makes one itself.
-            Err(FsError::NotFound) => reply.entry(&self.time_to_live, &no_entry(), Generation(0)),
-            result => self.reply_entry(request, result, reply),
-        }
+        let name = name.as_bytes();
+        self.serve(request, parent, Operation::LookUp { name }, Slot::Entry(reply));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        self.fs.forget(ino.0, nlookup);
+        self.server.fs().forget(ino.0, nlookup);
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.activity.used();
-        match self.fs.get_attr(ino.0) {
-            Ok(attr) => reply.attr(&self.time_to_live, &file_attr(&attr)),
-            Err(error) => reply.error(errno(request, "getattr", &error)),
-        }
+        self.serve(request, ino, Operation::GetAttr, Slot::Attr(reply));
     }
 
     fn setattr(
@@ -268,7 +320,6 @@ impl fuser::Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.activity.used();
         let changes = SetAttr {
             mode,
             uid,
@@ -277,28 +328,11 @@ impl fuser::Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let (fs, time_to_live, caller, unique) =
-            (self.fs.clone(), self.time_to_live, caller(request), request.unique());
-        let serve = move || match fs.set_attr(ino.0, caller, &changes) {
-            Ok(attr) => reply.attr(&time_to_live, &file_attr(&attr)),
-            Err(error) => {
-                log::debug!("request {} (setattr): {error}", unique.0);
-                reply.error(Errno::from_i32(error.errno()));
-            }
-        };
-        if size.is_some_and(|size| size > SLOW_SIZE_CHANGE) {
-            self.pool.run(serve);
-        } else {
-            serve();
-        }
+        self.serve_slow(request, ino, Operation::SetAttr(changes), Slot::Attr(reply));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.activity.used();
-        match self.fs.read_link(ino.0) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno(request, "readlink", &error)),
-        }
+        self.serve(request, ino, Operation::ReadLink, Slot::Data(reply));
     }
 
     fn mknod(
@@ -307,36 +341,37 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
-        rdev: u32,
+        umask: u32,
+        device: u32,
         reply: ReplyEntry,
     ) {
-        self.activity.used();
-        let result = self.fs.make_node(at(parent, name), mode, rdev, caller(request));
-        self.reply_entry(request, result, reply);
+        let name = name.as_bytes();
+        let operation = Operation::MakeNode { name, mode, device };
+        self.serve_masked(request, parent, umask, operation, Slot::Entry(reply));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.activity.used();
-        let result = self.fs.make_directory(at(parent, name), mode, caller(request));
-        self.reply_entry(request, result, reply);
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let name = name.as_bytes();
+        let operation = Operation::MakeDirectory { name, mode };
+        self.serve_masked(request, parent, umask, operation, Slot::Entry(reply));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.activity.used();
-        self.reply_then_clear(request, "unlink", self.fs.unlink(at(parent, name)), reply);
+        let name = name.as_bytes();
+        self.serve(request, parent, Operation::Unlink { name }, Slot::Empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.activity.used();
-        reply_empty(request, "rmdir", self.fs.remove_directory(at(parent, name)), reply);
+        let name = name.as_bytes();
+        self.serve(request, parent, Operation::RemoveDirectory { name }, Slot::Empty(reply));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.activity.used();
-        let target = target.as_os_str().as_bytes();
-        let result = self.fs.make_link(at(parent, name), target, caller(request));
-        self.reply_entry(request, result, reply);
+        let operation = Operation::MakeLink {
+            name: name.as_bytes(),
+            target: target.as_os_str().as_bytes(),
+        };
+        self.serve(request, parent, operation, Slot::Entry(reply));
     }
 
     fn rename(
@@ -349,24 +384,27 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.activity.used();
-        let result = self.fs.rename(at(parent, name), at(new_parent, new_name), flags.bits());
-        self.reply_then_clear(request, "rename", result, reply);
+        let operation = Operation::Rename {
+            name: name.as_bytes(),
+            to: NameIn {
+                parent: new_parent.0,
+                name: new_name.as_bytes(),
+            },
+            flags: flags.bits(),
+        };
+        self.serve(request, parent, operation, Slot::Empty(reply));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
-        self.activity.used();
-        let result = self.fs.link(ino.0, at(new_parent, new_name));
-        self.reply_entry(request, result, reply);
+        let to = NameIn {
+            parent: new_parent.0,
+            name: new_name.as_bytes(),
+        };
+        self.serve(request, ino, Operation::Link { to }, Slot::Entry(reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.activity.used();
-        let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
-        match self.fs.open(ino.0, for_writing) {
-            Ok(()) => reply.opened(FileHandle(0), self.open_flags()),
-            Err(error) => reply.error(errno(request, "open", &error)),
-        }
+        self.serve(request, ino, Operation::Open { flags: flags.0 }, Slot::Open(reply));
     }
 
     fn read(
@@ -380,11 +418,8 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.activity.used();
-        PLAIN.with_borrow_mut(|plain| match self.fs.read(ino.0, offset, size as usize, plain) {
-            Ok(range) => reply.data(&plain[range]),
-            Err(error) => reply.error(errno(request, "read", &error)),
-        });
+        let len = size as usize;
+        self.serve(request, ino, Operation::Read { offset, len }, Slot::Data(reply));
     }
 
     fn write(
@@ -399,25 +434,21 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.activity.used();
-        let mut result = self.fs.write(ino.0, offset, data);
-        if result.is_ok() && write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-            result = self.fs.drop_privileges(ino.0);
-        }
-        match result {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(errno(request, "write", &error)),
-        }
+        let operation = Operation::Write {
+            offset,
+            data,
+            drops_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        self.serve(request, ino, operation, Slot::Write(reply));
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // Nothing waits in this process; the kernel does not ask again.
-        reply.error(Errno::ENOSYS);
+    fn flush(&self, request: &Request, ino: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.serve(request, ino, Operation::Flush, Slot::Empty(reply));
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         _: OpenFlags,
@@ -425,99 +456,31 @@ impl fuser::Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
-        self.fs.release(ino.0);
+        self.serve(request, ino, Operation::Release, Slot::Empty(reply));
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.activity.used();
-        let fs = self.fs.clone();
-        self.pool.run(move || match fs.sync_file(ino.0, datasync) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(Errno::from_i32(error.errno())),
-        });
+    fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        self.serve_slow(request, ino, Operation::Sync { data_only }, Slot::Empty(reply));
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.fs.options().shared {
-            reply.opened(FileHandle(0), FopenFlags::empty());
-        } else {
-            // Listings need no handle: the kernel does not ask again, and keeps what it has read.
-            reply.error(Errno::ENOSYS);
-        }
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.serve(request, ino, Operation::OpenDirectory, Slot::Open(reply));
     }
 
-    fn readdir(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.activity.used();
-        let result = self.fs.list(ino.0, offset, |entry| {
-            !reply.add(
-                INodeNo(entry.ino),
-                entry.next,
-                file_type(entry.kind),
-                OsStr::from_bytes(&entry.name),
-            )
-        });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(request, "readdir", &error)),
-        }
+    fn readdir(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.serve(request, ino, Operation::List { offset }, Slot::Directory(reply));
     }
 
-    fn readdirplus(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.activity.used();
-        let result = self.fs.list_plus(ino.0, offset, |listed| {
-            let entry = &listed.entry;
-            let (attr, generation) = match &listed.found {
-                Some(found) => (file_attr(&found.attr), found.node.generation),
-                None => {
-                    // The kernel takes only the number and kind of the two dots.
-                    let dots = FileAttr {
-                        ino: INodeNo(entry.ino),
-                        kind: FileType::Directory,
-                        ..no_entry()
-                    };
-                    (dots, 0)
-                }
-            };
-            let name = OsStr::from_bytes(&entry.name);
-            !reply.add(
-                INodeNo(entry.ino),
-                entry.next,
-                name,
-                &self.time_to_live,
-                &attr,
-                Generation(generation),
-            )
-        });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(request, "readdirplus", &error)),
-        }
+    fn readdirplus(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.serve(request, ino, Operation::ListPlus { offset }, Slot::DirectoryPlus(reply));
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.activity.used();
-        let fs = self.fs.clone();
-        self.pool.run(move || match fs.sync_directory(ino.0) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(Errno::from_i32(error.errno())),
-        });
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.serve_slow(request, ino, Operation::SyncDirectory, Slot::Empty(reply));
     }
 
-    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.fs.stat_filesystem() {
-            Ok(stat) => reply.statfs(
-                stat.f_blocks,
-                stat.f_bfree,
-                stat.f_bavail,
-                stat.f_files,
-                stat.f_ffree,
-                stat.f_bsize as u32,
-                255,
-                stat.f_frsize as u32,
-            ),
-            Err(error) => reply.error(errno(request, "statfs", &error)),
-        }
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.serve(request, ino, Operation::StatFilesystem, Slot::Filesystem(reply));
     }
 
     fn setxattr(
@@ -530,36 +493,23 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.activity.used();
-        let result = self.fs.set_xattr(ino.0, name.as_bytes(), value, flags);
-        reply_empty(request, "setxattr", result, reply);
+        let name = name.as_bytes();
+        let operation = Operation::SetXattr { name, value, flags };
+        self.serve(request, ino, operation, Slot::Empty(reply));
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.activity.used();
-        reply_xattr(
-            request,
-            "getxattr",
-            self.fs.get_xattr(ino.0, name.as_bytes()),
-            size,
-            reply,
-        );
+        let name = name.as_bytes();
+        self.serve(request, ino, Operation::GetXattr { name, size }, Slot::Xattr(reply));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.activity.used();
-        let names = self.fs.list_xattrs(ino.0, request.uid() == 0);
-        reply_xattr(request, "listxattr", names, size, reply);
+        self.serve(request, ino, Operation::ListXattrs { size }, Slot::Xattr(reply));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.activity.used();
-        reply_empty(
-            request,
-            "removexattr",
-            self.fs.remove_xattr(ino.0, name.as_bytes()),
-            reply,
-        );
+        let name = name.as_bytes();
+        self.serve(request, ino, Operation::RemoveXattr { name }, Slot::Empty(reply));
     }
 
     fn create(
@@ -568,27 +518,19 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        self.activity.used();
-        match self.fs.create(at(parent, name), mode, caller(request)) {
-            Ok(found) => reply.created(
-                &self.time_to_live,
-                &file_attr(&found.attr),
-                Generation(found.node.generation),
-                FileHandle(0),
-                self.open_flags(),
-            ),
-            Err(error) => reply.error(errno(request, "create", &error)),
-        }
+        let name = name.as_bytes();
+        let operation = Operation::Create { name, mode };
+        self.serve_masked(request, parent, umask, operation, Slot::Create(reply));
     }
 
     fn ioctl(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
         _cmd: u32,
@@ -596,58 +538,37 @@ impl fuser::Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // None is known here, as on files of filesystems that have no ioctls of their own.
-        reply.error(Errno::ENOTTY);
+        self.serve(request, ino, Operation::Ioctl, Slot::Ioctl(reply));
     }
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
-        length: u64,
+        len: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.activity.used();
-        let Some(how) = Allocate::from_mode(mode) else {
-            return reply.error(Errno::EOPNOTSUPP);
-        };
-        let fs = self.fs.clone();
-        self.pool.run(move || match fs.allocate(ino.0, offset, length, how) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(Errno::from_i32(error.errno())),
-        });
+        self.serve_slow(
+            request,
+            ino,
+            Operation::Allocate { offset, len, mode },
+            Slot::Empty(reply),
+        );
     }
 
-    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.activity.used();
-        let (Ok(from), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
-            return reply.error(Errno::EINVAL);
-        };
-        let (fs, activity) = (self.fs.clone(), self.activity.clone());
-        self.pool.run(move || {
-            // The kernel may hold pages it has not written yet, and does not write them for this request. Dropping its pages writes them; from a thread
-            // of the pool, since the readers must serve those writes.
-            if let Some(notifier) = activity.notifier.get()
-                && let Err(error) = notifier.inval_inode(ino, 0, 0)
-            {
-                log::debug!("pages of inode {ino} stay in the kernel: {error}");
-            }
-            match fs.seek(ino.0, from, whence == libc::SEEK_HOLE) {
-                Ok(at) => reply.offset(at as i64),
-                Err(error) => reply.error(Errno::from_i32(error.errno())),
-            }
-        });
+    fn lseek(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.serve_slow(request, ino, Operation::Seek { offset, whence }, Slot::Seek(reply));
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
-        ino_in: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         _: FileHandle,
-        offset_in: u64,
+        offset: u64,
         ino_out: INodeNo,
         _: FileHandle,
         offset_out: u64,
@@ -655,24 +576,12 @@ impl fuser::Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.activity.used();
-        let fs = self.fs.clone();
-        self.pool.run(move || {
-            match fs.copy_range((ino_in.0, offset_in), (ino_out.0, offset_out), len) {
-                // At most 16 MiB a call, so it fits.
-                Ok(copied) => reply.written(copied as u32),
-                Err(error) => reply.error(Errno::from_i32(error.errno())),
-            }
-        });
-    }
-}
-
-/// Answers as getxattr(2) does: the size when none is given, ERANGE when it is too small.
-fn reply_xattr(request: &Request, operation: &str, result: FsResult<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(Errno::ERANGE),
-        Err(error) => reply.error(errno(request, operation, &error)),
+        let to = (ino_out.0, offset_out);
+        self.serve_slow(
+            request,
+            ino,
+            Operation::CopyRange { offset, to, len },
+            Slot::Write(reply),
+        );
     }
 }

@@ -1,11 +1,23 @@
 //! What the kernel is asked for: capabilities of the connection, threads, and the limits of the mount's backing device info.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{fs, io, path::Path, thread, time::Duration};
 
 use fuser::{InitFlags, KernelConfig};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::MountOptions;
+
+/// What a mount needs of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Something else may change the vault: keep little.
+    pub shared: bool,
+    /// Access control lists.
+    pub acl: bool,
+}
+
+/// The longest name, in bytes.
+pub const NAME_MAX: u32 = 255;
 
 /// The largest write in one request: what the kernel's default of fs.fuse.max_pages_limit allows, 256 pages.
 const MAX_WRITE: u32 = 1 << 20;
@@ -33,15 +45,22 @@ pub fn time_to_live(shared: bool) -> Duration {
 /// Returns the largest read in one request, in bytes: a readahead window is split into several, so that threads share it.
 pub const MAX_READ: u32 = 256 << 10;
 
-/// Asks for what makes FUSE fast, as far as the kernel has it.
-pub fn negotiate(config: &mut KernelConfig, shared: bool) {
+/// The kernel checks access by lists, and leaves callers' masks to the filesystem, since a directory's default list takes their place.
+const ACCESS_LISTS: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK);
+
+/// Asks for what makes FUSE fast, as far as the kernel has it, and for access control lists if they are wanted.
+///
+/// # Errors
+///
+/// A kernel without access control lists.
+pub fn negotiate(config: &mut KernelConfig, how: &Wanted) -> io::Result<()> {
     let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
         | InitFlags::FUSE_READDIRPLUS_AUTO
         | InitFlags::FUSE_ASYNC_DIO
         | InitFlags::FUSE_HANDLE_KILLPRIV_V2
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
-    wanted |= if shared {
+    wanted |= if how.shared {
         InitFlags::FUSE_AUTO_INVAL_DATA
     } else {
         InitFlags::FUSE_WRITEBACK_CACHE
@@ -49,6 +68,15 @@ pub fn negotiate(config: &mut KernelConfig, shared: bool) {
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
     };
+    if how.acl {
+        wanted |= ACCESS_LISTS;
+        if !config.capabilities().contains(ACCESS_LISTS) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel's FUSE has no access control lists",
+            ));
+        }
+    }
     // All that the kernel has is asked for at once: what it does not have it must not be asked for.
     let offered = config.capabilities();
     if let Err(missing) = config.add_capabilities(wanted & offered) {
@@ -60,6 +88,7 @@ pub fn negotiate(config: &mut KernelConfig, shared: bool) {
     let _ = config
         .set_max_readahead(MAX_WRITE)
         .map_err(|most| config.set_max_readahead(most));
+    Ok(())
 }
 
 /// Returns the session's threads.

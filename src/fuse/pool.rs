@@ -7,9 +7,6 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Slow requests served at a time.
-const THREADS: usize = 4;
-
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs jobs one after another on a few threads, which end with it.
@@ -20,8 +17,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts the threads.
-    pub fn new() -> Self {
+    /// Starts threads, which are called by a name and a number.
+    pub fn new(name: &str, count: usize) -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         let serve = move || {
@@ -33,10 +30,10 @@ impl Pool {
                 }
             }
         };
-        let threads = (0..THREADS)
+        let threads = (0..count)
             .filter_map(|i| {
                 let serve = serve.clone();
-                thread::Builder::new().name(format!("slow-{i}")).spawn(serve).ok()
+                thread::Builder::new().name(format!("{name}-{i}")).spawn(serve).ok()
             })
             .collect();
         Pool {

@@ -564,7 +564,8 @@ impl<S: Storage> Content<S> {
     /// Takes the blocks as they are out of the sum, before they are overwritten or freed.
     fn forget_terms(&self, state: &mut ContentState, first: BlockIndex, last: BlockIndex) -> Result<(), ContentError> {
         let Some(mut sum) = state.sum else { return Ok(()) };
-        for index in first.0..=last.0 {
+        let mut index = first.0;
+        while index <= last.0 {
             let block = BlockIndex(index);
             let len = self.layout.plain_len(block, state.size);
             if len == 0 {
@@ -572,13 +573,27 @@ impl<S: Storage> Content<S> {
             }
             let mut tag = [0; TAG_SIZE];
             let got = self.storage.read_at(&mut tag, self.layout.tag_start(block, len).0)?;
-            // A hole has no tag, and no term.
+            index += 1;
             if got == TAG_SIZE && tag != [0; TAG_SIZE] {
                 sum -= self.seal_key.term(block, &tag);
+            } else if index <= last.0 {
+                // A hole has no tag, and no term.
+                let Some(next) = self.skip_hole(BlockIndex(index))? else {
+                    break;
+                };
+                index = next.0;
             }
         }
         state.sum = Some(sum);
         Ok(())
+    }
+
+    /// Returns the first block from `block` on that is not in a hole of the storage; nothing when none follows.
+    ///
+    /// A hole of 2^32 blocks costs nothing to make; looking at each of them would block the file for hours.
+    fn skip_hole(&self, block: BlockIndex) -> Result<Option<BlockIndex>, ContentError> {
+        let at = self.storage.next_data(self.layout.cipher_start(block).0)?;
+        Ok(at.map(|at| BlockIndex(at.saturating_sub(PREAMBLE_SIZE) / self.layout.stride()).max(block)))
     }
 
     /// After a write that stopped in the middle: leaves no block in part, where the storage still lets it.
@@ -973,15 +988,23 @@ impl<S: Storage> Content<S> {
     /// Adds up the terms of all blocks from their tags.
     fn sum_of_tags(&self, state: &ContentState) -> Result<BlockSum, ContentError> {
         let mut sum = BlockSum::default();
-        for index in 0..self.layout.block_count(state.size) {
+        let count = self.layout.block_count(state.size);
+        let mut index = 0;
+        while index < count {
             let block = BlockIndex(index);
             let mut tag = [0; TAG_SIZE];
             let at = self.layout.tag_start(block, self.layout.plain_len(block, state.size));
             if self.storage.read_at(&mut tag, at.0)? < TAG_SIZE {
                 return Err(ContentError::Damaged(block));
             }
+            index += 1;
             if tag != [0; TAG_SIZE] {
                 sum += self.seal_key.term(block, &tag);
+            } else if index < count {
+                // The last block is looked at in any case: it shows that the storage is not shorter than the file.
+                index = self
+                    .skip_hole(BlockIndex(index))?
+                    .map_or(count - 1, |next| next.0.min(count - 1));
             }
         }
         Ok(sum)
@@ -996,8 +1019,15 @@ impl<S: Storage> Content<S> {
         let size = self.size();
         let mut plain = Vec::new();
         let step = READ_CHUNK_BLOCKS * self.layout.block_size();
+        let sparse = self.is_sparse();
         let mut at = 0;
         while at < size.0 {
+            if sparse {
+                let data = self.skip_hole(self.layout.block_of(PlainOffset(at)))?;
+                let start = data.map_or(size.0, |block| self.layout.plain_start(block).0.clamp(at, size.0));
+                progress(start - at);
+                at = start;
+            }
             let got = self.read(PlainOffset(at), step as usize, &mut plain)?.len() as u64;
             if got == 0 {
                 break;

@@ -1,6 +1,11 @@
 //! Large numbers: of entries, names, links, levels.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use crate::support::{Bench, can_mount};
 
@@ -118,4 +123,38 @@ fn paths_as_long_as_the_kernel_takes_them() {
     bench.remount();
     assert_eq!(fs::read_to_string(&path).unwrap(), "deep");
     fs::remove_dir_all(bench.mnt().join("d")).unwrap();
+}
+
+/// Who looks at every block of a hole is busy for an hour.
+#[test]
+fn cutting_sealing_and_verifying_take_no_time_for_a_hole_of_terabytes() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let path = bench.mnt().join("sparse");
+    let file = fs::File::create(&path).unwrap();
+    file.write_all_at(b"start", 0).unwrap();
+    match file.set_len(8 << 40) {
+        // The filesystem under the vault has its own limit.
+        Err(error) if error.raw_os_error() == Some(libc::EFBIG) => return,
+        result => result.unwrap(),
+    }
+    file.write_all_at(b"middle", 4 << 40).unwrap();
+    drop(file);
+    bench.remount();
+    bench.unmount();
+    let started = Instant::now();
+    assert!(bench.run("verify", &[]).status.success());
+    bench.mount_again();
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut buf = [1; 7];
+    file.read_exact_at(&mut buf, 4 << 40).unwrap();
+    assert_eq!(&buf, b"middle\0");
+    file.set_len((4 << 40) + 3).unwrap();
+    file.set_len(3).unwrap();
+    drop(file);
+    bench.remount();
+    assert_eq!(fs::read(&path).unwrap(), b"sta");
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }

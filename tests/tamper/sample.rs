@@ -112,6 +112,7 @@ impl Sample {
         let options = FsOptions {
             read_only: true,
             shared: false,
+            acl: true,
             own_uid: 0,
             own_gid: 0,
             cached_descriptors: 100,

@@ -1,0 +1,29 @@
+//! What the kernel tells of other processes.
+
+use std::fs;
+
+/// Tells whether a process has a group among its supplementary ones; no if it is gone or not to be seen from here.
+///
+/// FUSE hands on a caller's user and first group only. The list is in `/proc/PID/status` (proc_pid_status(5)).
+pub fn is_in_group(pid: u32, gid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return false;
+    };
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+    groups.is_some_and(|groups| groups.split_whitespace().any(|group| group.parse() == Ok(gid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_groups_are_found_and_others_are_not() {
+        let own = rustix::process::getgroups().unwrap();
+        for group in own {
+            assert!(is_in_group(std::process::id(), group.as_raw()));
+        }
+        assert!(!is_in_group(std::process::id(), u32::MAX - 7));
+        assert!(!is_in_group(u32::MAX, 0));
+    }
+}

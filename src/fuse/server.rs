@@ -1,0 +1,263 @@
+//! Answers requests from a filesystem. Decides nothing about files.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fuser::{INodeNo, Notifier};
+
+use super::{
+    kernel,
+    request::{Answer, Asked, Operation, Reply},
+};
+use crate::fs::{Allocate, Found, Fs, FsError, FsResult, Leftovers, NameIn};
+
+thread_local! {
+    /// Plaintext of the read at hand, reused from request to request.
+    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Serves the requests of one mount, from any thread.
+pub struct Server {
+    fs: Arc<Fs>,
+    /// How long the kernel may keep names and attributes.
+    time_to_live: Duration,
+    started: Instant,
+    /// Milliseconds after `started` at which the last request came.
+    last_used: AtomicU64,
+    notifier: OnceLock<Notifier>,
+}
+
+impl Server {
+    /// Makes a server.
+    pub fn new(fs: Arc<Fs>) -> Self {
+        Server {
+            time_to_live: kernel::time_to_live(fs.options().shared),
+            fs,
+            started: Instant::now(),
+            last_used: AtomicU64::new(0),
+            notifier: OnceLock::new(),
+        }
+    }
+
+    /// Returns the filesystem.
+    pub fn fs(&self) -> &Fs {
+        &self.fs
+    }
+
+    /// Returns how long the kernel may keep names and attributes.
+    pub fn time_to_live(&self) -> Duration {
+        self.time_to_live
+    }
+
+    /// Tells whether the kernel may keep what it has of a file's content when the file is opened again.
+    pub fn keeps_content(&self) -> bool {
+        !self.fs.options().shared
+    }
+
+    /// Gives the way to tell the kernel things unasked, once there is one.
+    pub fn set_notifier(&self, notifier: Notifier) {
+        self.notifier.get_or_init(|| notifier);
+    }
+
+    /// Returns how long ago the last request came.
+    pub fn idle_for(&self) -> Duration {
+        let last = Duration::from_millis(self.last_used.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(last)
+    }
+
+    fn note_use(&self, operation: &Operation<'_>) {
+        let is_use = !matches!(
+            operation,
+            Operation::StatFilesystem | Operation::Flush | Operation::Release | Operation::OpenDirectory
+        );
+        if is_use {
+            let now = self.started.elapsed().as_millis() as u64;
+            self.last_used.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Serves a request. Work that nobody waits for comes after the answer.
+    pub fn serve<R: Reply>(&self, asked: &Asked<'_>, mut reply: R) {
+        self.note_use(&asked.operation);
+        let (fs, ino, caller) = (&*self.fs, asked.ino, asked.caller);
+        let at = |name| NameIn { parent: ino, name };
+        match &asked.operation {
+            Operation::LookUp { name } => match fs.look_up(ino, name) {
+                Err(FsError::NotFound) => reply.send(Answer::NoEntry),
+                result => entry(asked, result, reply),
+            },
+            Operation::GetAttr => attr(asked, fs.get_attr(ino), reply),
+            Operation::SetAttr(changes) => attr(asked, fs.set_attr(ino, caller, changes), reply),
+            Operation::ReadLink => bytes(asked, fs.read_link(ino), reply),
+            Operation::MakeLink { name, target } => entry(asked, fs.make_link(at(name), target, caller), reply),
+            Operation::MakeNode { name, mode, device } => {
+                entry(asked, fs.make_node(at(name), *mode, *device, caller), reply);
+            }
+            Operation::MakeDirectory { name, mode } => {
+                entry(asked, fs.make_directory(at(name), *mode, caller), reply);
+            }
+            Operation::Unlink { name } => self.done_then_clear(asked, fs.unlink(at(name)), reply),
+            Operation::RemoveDirectory { name } => done(asked, fs.remove_directory(at(name)), reply),
+            Operation::Rename { name, to, flags } => {
+                self.done_then_clear(asked, fs.rename(at(name), *to, *flags), reply);
+            }
+            Operation::Link { to } => entry(asked, fs.link(ino, *to), reply),
+            Operation::Open { flags } => {
+                let for_writing = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+                match fs.open(ino, for_writing) {
+                    Ok(()) => reply.send(Answer::Opened),
+                    Err(error) => reply.send(failed(asked, &error)),
+                }
+            }
+            Operation::Create { name, mode } => match fs.create(at(name), *mode, caller) {
+                Ok(found) => reply.send(Answer::Created(&found)),
+                Err(error) => reply.send(failed(asked, &error)),
+            },
+            Operation::Read { offset, len } => {
+                PLAIN.with_borrow_mut(|plain| match fs.read(ino, *offset, *len, plain) {
+                    Ok(range) => reply.send(Answer::Bytes(&plain[range])),
+                    Err(error) => reply.send(failed(asked, &error)),
+                });
+            }
+            Operation::Write {
+                offset,
+                data,
+                drops_privileges,
+            } => {
+                let mut result = fs.write(ino, *offset, data);
+                if result.is_ok() && *drops_privileges {
+                    result = fs.drop_privileges(ino);
+                }
+                match result {
+                    Ok(()) => reply.send(Answer::Written(data.len() as u32)),
+                    Err(error) => reply.send(failed(asked, &error)),
+                }
+            }
+            // Nothing waits in this process; the kernel does not ask again.
+            Operation::Flush => reply.send(Answer::Failed(libc::ENOSYS)),
+            Operation::Release => {
+                reply.send(Answer::Done);
+                fs.release(ino);
+            }
+            Operation::Sync { data_only } => done(asked, fs.sync_file(ino, *data_only), reply),
+            Operation::OpenDirectory if fs.options().shared => reply.send(Answer::Opened),
+            // Listings need no handle: the kernel does not ask again, and keeps what it has read.
+            Operation::OpenDirectory => reply.send(Answer::Failed(libc::ENOSYS)),
+            Operation::List { offset } => {
+                let result = fs.list(ino, *offset, |entry| reply.add(entry));
+                done(asked, result, reply);
+            }
+            Operation::ListPlus { offset } => {
+                let result = fs.list_plus(ino, *offset, |entry| reply.add_plus(entry));
+                done(asked, result, reply);
+            }
+            Operation::SyncDirectory => done(asked, fs.sync_directory(ino), reply),
+            Operation::StatFilesystem => match fs.stat_filesystem() {
+                Ok(stat) => reply.send(Answer::Filesystem(&stat)),
+                Err(error) => reply.send(failed(asked, &error)),
+            },
+            Operation::SetXattr { name, value, flags } => {
+                done(asked, fs.set_xattr(ino, name, value, *flags, caller), reply);
+            }
+            Operation::GetXattr { name, size } => xattr(asked, fs.get_xattr(ino, name), *size, reply),
+            Operation::ListXattrs { size } => xattr(asked, fs.list_xattrs(ino, caller.uid == 0), *size, reply),
+            Operation::RemoveXattr { name } => done(asked, fs.remove_xattr(ino, name), reply),
+            Operation::Allocate { offset, len, mode } => {
+                let result = match Allocate::from_mode(*mode) {
+                    Some(how) => fs.allocate(ino, *offset, *len, how),
+                    None => Err(FsError::NotSupported),
+                };
+                done(asked, result, reply);
+            }
+            Operation::Seek { offset, whence } => match self.seek(ino, *offset, *whence) {
+                Ok(offset) => reply.send(Answer::Offset(offset)),
+                Err(error) => reply.send(failed(asked, &error)),
+            },
+            Operation::CopyRange { offset, to, len } => match fs.copy_range((ino, *offset), *to, *len) {
+                // At most 16 MiB a call, so it fits.
+                Ok(copied) => reply.send(Answer::Written(copied as u32)),
+                Err(error) => reply.send(failed(asked, &error)),
+            },
+            // None is known here, as on files of filesystems that have no ioctls of their own.
+            Operation::Ioctl => reply.send(Answer::Failed(libc::ENOTTY)),
+        }
+    }
+
+    fn done_then_clear(&self, asked: &Asked<'_>, result: FsResult<Leftovers>, reply: impl Reply) {
+        match result {
+            Ok(leftovers) => {
+                reply.send(Answer::Done);
+                self.fs.clear(leftovers);
+            }
+            Err(error) => reply.send(failed(asked, &error)),
+        }
+    }
+
+    fn seek(&self, ino: u64, offset: i64, whence: i32) -> FsResult<u64> {
+        let (Ok(from), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
+            return Err(FsError::Invalid);
+        };
+        // The kernel may hold pages it has not written yet, and does not write them for this request. Dropping its pages writes them; from a thread
+        // that takes no requests, since others must serve those writes.
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0)
+        {
+            log::debug!("pages of inode {ino} stay in the kernel: {error}");
+        }
+        self.fs.seek(ino, from, whence == libc::SEEK_HOLE)
+    }
+}
+
+/// Logs what is worth it, once, here at the edge, and returns what applications see.
+fn failed(asked: &Asked<'_>, error: &FsError) -> Answer<'static> {
+    let (unique, operation) = (asked.unique, asked.operation.name());
+    if error.is_damage() {
+        log::error!("request {unique} ({operation}): {error}");
+    } else {
+        log::debug!("request {unique} ({operation}): {error}");
+    }
+    Answer::Failed(error.errno())
+}
+
+fn done(asked: &Asked<'_>, result: FsResult<()>, reply: impl Reply) {
+    match result {
+        Ok(()) => reply.send(Answer::Done),
+        Err(error) => reply.send(failed(asked, &error)),
+    }
+}
+
+fn entry(asked: &Asked<'_>, result: FsResult<Found>, reply: impl Reply) {
+    match result {
+        Ok(found) => reply.send(Answer::Entry(&found)),
+        Err(error) => reply.send(failed(asked, &error)),
+    }
+}
+
+fn attr(asked: &Asked<'_>, result: FsResult<crate::fs::Attr>, reply: impl Reply) {
+    match result {
+        Ok(attr) => reply.send(Answer::Attr(&attr)),
+        Err(error) => reply.send(failed(asked, &error)),
+    }
+}
+
+fn bytes(asked: &Asked<'_>, result: FsResult<Vec<u8>>, reply: impl Reply) {
+    match result {
+        Ok(bytes) => reply.send(Answer::Bytes(&bytes)),
+        Err(error) => reply.send(failed(asked, &error)),
+    }
+}
+
+/// Answers as getxattr(2) does: the size when none is given, ERANGE when it is too small.
+fn xattr(asked: &Asked<'_>, result: FsResult<Vec<u8>>, size: u32, reply: impl Reply) {
+    match result {
+        Ok(value) if size == 0 => reply.send(Answer::Size(value.len() as u32)),
+        Ok(value) if value.len() > size as usize => reply.send(Answer::Failed(libc::ERANGE)),
+        result => bytes(asked, result, reply),
+    }
+}
