@@ -204,7 +204,9 @@ class Passthrough(System):
             text = gzip.decompress(packed.read_bytes()) if packed.exists() else (self.source / name).read_bytes()
             (self.home / name).write_bytes(text)
         flags = shlex.split(first_line("pkg-config", "--cflags", "--libs", "fuse3"))
-        return ["cc", "-O2", "-w", "-o", self.home / self.program, self.home / "passthrough_ll.c", *flags]
+        # What libfuse's own build finds in the C library.
+        has = ["-DHAVE_FALLOCATE", "-DHAVE_COPY_FILE_RANGE"]
+        return ["cc", "-O2", "-w", *has, "-o", self.home / self.program, self.home / "passthrough_ll.c", *flags]
 
     def mount_command(self):
         # It holds a descriptor for every file that the kernel knows.

@@ -225,16 +225,16 @@ impl Fs {
         Ok(())
     }
 
-    /// Clears set-user-id and set-group-id, as a change of content by an ordinary user must; file capabilities go too.
+    /// Clears set-user-id and set-group-id, as a change of content by an ordinary user must; file capabilities go too. Tells whether there was any.
     ///
     /// # Errors
     ///
     /// What the backing filesystem gives.
-    pub fn drop_privileges(&self, id: u64) -> FsResult<()> {
+    pub fn drop_privileges(&self, id: u64) -> FsResult<bool> {
         self.drop_privileges_of(&self.node(id)?)
     }
 
-    fn drop_privileges_of(&self, node: &Arc<Node>) -> FsResult<()> {
+    fn drop_privileges_of(&self, node: &Arc<Node>) -> FsResult<bool> {
         let mode = self.node_attr(node)?.mode;
         let mut kept = mode & !libc::S_ISUID;
         // Without group execution the bit stands for mandatory locking, not for privilege.
@@ -244,7 +244,7 @@ impl Fs {
         if kept != mode {
             self.set_mode(node, kept & 0o7777)?;
         }
-        Ok(())
+        Ok(kept != mode)
     }
 
     fn chown(&self, node: &Arc<Node>, uid: Option<u32>, gid: Option<u32>) -> FsResult<()> {

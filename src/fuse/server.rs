@@ -132,7 +132,7 @@ impl Server {
             } => {
                 let mut result = fs.write(ino, *offset, data);
                 if result.is_ok() && *drops_privileges {
-                    result = fs.drop_privileges(ino);
+                    result = self.drop_privileges(ino);
                 }
                 match result {
                     Ok(()) => reply.send(Answer::Written(data.len() as u32)),
@@ -169,21 +169,30 @@ impl Server {
             Operation::ListXattrs { size } => xattr(asked, fs.list_xattrs(ino, caller.uid == 0), *size, reply),
             Operation::RemoveXattr { name } => done(asked, fs.remove_xattr(ino, name), reply),
             Operation::Allocate { offset, len, mode } => {
-                let result = match Allocate::from_mode(*mode) {
+                let mut result = match Allocate::from_mode(*mode) {
                     Some(how) => fs.allocate(ino, *offset, *len, how),
                     None => Err(FsError::NotSupported),
                 };
+                if result.is_ok() && caller.uid != 0 {
+                    result = self.drop_privileges(ino);
+                }
                 done(asked, result, reply);
             }
             Operation::Seek { offset, whence } => match self.seek(ino, *offset, *whence) {
                 Ok(offset) => reply.send(Answer::Offset(offset)),
                 Err(error) => reply.send(failed(asked, &error)),
             },
-            Operation::CopyRange { offset, to, len } => match fs.copy_range((ino, *offset), *to, *len) {
-                // At most 16 MiB a call, so it fits.
-                Ok(copied) => reply.send(Answer::Written(copied as u32)),
-                Err(error) => reply.send(failed(asked, &error)),
-            },
+            Operation::CopyRange { offset, to, len } => {
+                let mut result = fs.copy_range((ino, *offset), *to, *len);
+                if caller.uid != 0 {
+                    result = result.and_then(|copied| self.drop_privileges(to.0).map(|()| copied));
+                }
+                match result {
+                    // At most 16 MiB a call, so it fits.
+                    Ok(copied) => reply.send(Answer::Written(copied as u32)),
+                    Err(error) => reply.send(failed(asked, &error)),
+                }
+            }
             // None is known here, as on files of filesystems that have no ioctls of their own.
             Operation::Ioctl => reply.send(Answer::Failed(libc::ENOTTY)),
         }
@@ -197,6 +206,20 @@ impl Server {
             }
             Err(error) => reply.send(failed(asked, &error)),
         }
+    }
+
+    /// Takes set-user-id and set-group-id from a file whose content an ordinary user changed. The kernel is told: with what it knows of the mode it
+    /// would go on to give programs these privileges.
+    fn drop_privileges(&self, ino: u64) -> FsResult<()> {
+        // Attributes alone are at no place in the content.
+        const ATTRIBUTES: i64 = -1;
+        if self.fs.drop_privileges(ino)?
+            && let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(ino), ATTRIBUTES, 0)
+        {
+            log::warn!("the mode of inode {ino} stays in the kernel: {error}");
+        }
+        Ok(())
     }
 
     fn seek(&self, ino: u64, offset: i64, whence: i32) -> FsResult<u64> {

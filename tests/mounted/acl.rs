@@ -129,7 +129,11 @@ fn what_is_made_in_a_directory_inherits_its_default_list() {
     }
     fs::set_permissions(&team, PermissionsExt::from_mode(0o2755)).unwrap();
     fs::create_dir(team.join("group")).unwrap();
-    assert_eq!(mode(&team.join("group")) & 0o7000, 0o2000, "set-group-id is inherited too");
+    assert_eq!(
+        mode(&team.join("group")) & 0o7000,
+        0o2000,
+        "set-group-id is inherited too"
+    );
     set(&["-k"], &team);
     let plain = team.join("plain");
     let made = Command::new("sh")
