@@ -483,7 +483,8 @@ impl Fs {
         let node = self.node(id)?;
         let target = self.directory(to.parent)?;
         let link = node.link.lock();
-        let at = link.as_ref().ok_or(FsError::NotFound)?;
+        // The name that was known is gone, and there is another: the kernel looks that one up when it hears of it.
+        let at = link.as_ref().ok_or(FsError::Stale)?;
         let dir = self.dir(&at.parent)?;
         if at.conflict_of.is_some() {
             return Err(FsError::NotSupported);

@@ -21,6 +21,9 @@ use crate::{
 /// Set by the kernel for file capabilities; asked for at every first write to a file.
 const CAPABILITY: &[u8] = b"security.capability";
 
+/// How many bytes the names of all attributes may take on disk: XATTR_LIST_MAX of linux/limits.h.
+const XATTR_LIST_MAX: usize = 65_536;
+
 /// What an attribute's name may begin with; xattr(7). What else is in `system.` means something to the kernel that is not here.
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
@@ -186,9 +189,13 @@ impl Fs {
         if let Some(absent) = Absent::from_name(name) {
             node.may_have(absent);
         }
-        self.carrier(node)?
-            .set(&disk_name, &sealed, flags)
-            .map_err(no_attribute)
+        let carrier = self.carrier(node)?;
+        let names: usize = carrier.list()?.iter().map(|name| name.len() + 1).sum();
+        if names + disk_name.len() + 1 > XATTR_LIST_MAX {
+            // One more and they could not be listed at all.
+            return Err(FsError::Io(io::Error::from_raw_os_error(libc::ENOSPC)));
+        }
+        carrier.set(&disk_name, &sealed, flags).map_err(no_attribute)
     }
 
     /// Sets the list that governs access, and the permissions that it shows as.

@@ -333,6 +333,18 @@ fn extended_attributes_have_the_limits_of_linux() {
     assert_eq!(rustix::fs::getxattr(&path, "user.a", &mut small), Err(Errno::RANGE));
     assert_eq!(set("user.b", &vec![1; 70_000], XattrFlags::empty()), Err(Errno::TOOBIG));
     assert_eq!(set("nospace.a", b"x", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
+    let mut count = 0;
+    let full = loop {
+        match set(&format!("user.number-{count}"), b"x", XattrFlags::CREATE) {
+            Ok(()) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    // Some backing filesystems have room for fewer.
+    assert_eq!(full, Errno::NOSPC);
+    let mut names = vec![0; 65_536];
+    let len = rustix::fs::listxattr(&path, &mut names).unwrap();
+    assert_eq!(names[..len].iter().filter(|&&byte| byte == 0).count(), count + 1);
     let link = bench.mnt().join("link");
     std::os::unix::fs::symlink("file", &link).unwrap();
     let refused = rustix::fs::lsetxattr(&link, "user.a", b"x", XattrFlags::empty());
@@ -627,4 +639,27 @@ fn set_user_id_ends_with_any_change_of_content_by_an_ordinary_user() {
     ] {
         assert_eq!(change(script), 0o777, "{script}");
     }
+}
+
+#[test]
+fn a_file_keeps_its_other_names_when_one_goes() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let path = |name: &str| bench.mnt().join(name);
+    fs::write(path("first"), "text").unwrap();
+    // The kernel knows both names, and asks for neither again.
+    fs::hard_link(path("first"), path("second")).unwrap();
+    fs::remove_file(path("second")).unwrap();
+    fs::hard_link(path("first"), path("third")).unwrap();
+    fs::remove_file(path("third")).unwrap();
+    rustix::fs::setxattr(path("first"), "user.a", b"1", XattrFlags::empty()).unwrap();
+    assert_eq!(
+        (
+            fs::read(path("first")).unwrap(),
+            fs::metadata(path("first")).unwrap().nlink()
+        ),
+        (b"text".to_vec(), 1)
+    );
 }
