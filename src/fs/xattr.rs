@@ -190,8 +190,10 @@ impl Fs {
             node.may_have(absent);
         }
         let carrier = self.carrier(node)?;
-        let names: usize = carrier.list()?.iter().map(|name| name.len() + 1).sum();
-        if names + disk_name.len() + 1 > XATTR_LIST_MAX {
+        let names = carrier.list()?;
+        let len: usize = names.iter().map(|name| name.len() + 1).sum();
+        let is_new = names.iter().all(|name| name != disk_name.as_bytes());
+        if is_new && len + disk_name.len() + 1 > XATTR_LIST_MAX {
             // One more and they could not be listed at all.
             return Err(FsError::Io(io::Error::from_raw_os_error(libc::ENOSPC)));
         }
