@@ -223,9 +223,10 @@ impl Server {
     }
 
     fn seek(&self, ino: u64, offset: i64, whence: i32) -> FsResult<u64> {
-        let (Ok(from), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
+        if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
             return Err(FsError::Invalid);
-        };
+        }
+        let from = u64::try_from(offset).map_err(|_| FsError::NoSuchOffset)?;
         // The kernel may hold pages it has not written yet, and does not write them for this request. Dropping its pages writes them; from a thread
         // that takes no requests, since others must serve those writes.
         if let Some(notifier) = self.notifier.get()

@@ -184,6 +184,39 @@ fn a_position_in_a_directory_stays_valid_while_entries_come_and_go() {
 }
 
 #[test]
+fn a_hole_is_found_where_it_begins() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let path = bench.mnt().join("file");
+    let file = read_write(&path);
+    // Reserved and written in part: that the rest of it was looked at makes it no data.
+    fallocate(&file, FallocateFlags::empty(), 0, 4 << 20).unwrap();
+    file.write_all_at(&[7; 57_344], 0).unwrap();
+    file.sync_all().unwrap();
+    file.read_exact_at(&mut [0; 8192], 61_440).unwrap();
+    assert_eq!(rustix::fs::seek(&file, SeekFrom::Hole(0)), Ok(57_344));
+    // The page that a hole shares with data on disk is a hole here.
+    let file = read_write(&bench.mnt().join("sparse"));
+    file.write_all_at(b"at the end", 8192).unwrap();
+    for (offset, hole) in [(0, 0), (1, 1), (8191, 8191), (8192, 8202)] {
+        assert_eq!(rustix::fs::seek(&file, SeekFrom::Hole(offset)), Ok(hole), "{offset}");
+    }
+    // rustix has no negative offsets.
+    let script = "import os, sys\nf = os.open(sys.argv[1], os.O_RDONLY)\n\
+                  for whence in os.SEEK_DATA, os.SEEK_HOLE:\n\
+                  \x20try: os.lseek(f, -1, whence); sys.exit(1)\n\
+                  \x20except OSError as error: assert error.errno == 6, error";
+    let status = Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
 fn space_is_reserved_freed_and_zeroed() {
     if !can_mount() {
         return;
