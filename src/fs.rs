@@ -132,13 +132,19 @@ impl Fs {
         &self.options
     }
 
-    /// Returns the state of the backing filesystem.
+    /// Returns the state of the backing filesystem, in blocks of plaintext: what is said to be free can be written, though ciphertext is longer.
     ///
     /// # Errors
     ///
     /// What fstatvfs(3) gives.
     pub fn stat_filesystem(&self) -> FsResult<rustix::fs::StatVfs> {
-        Ok(self.root_dir.statvfs()?)
+        let mut stat = self.root_dir.statvfs()?;
+        let layout = self.vault.layout();
+        for blocks in [&mut stat.f_blocks, &mut stat.f_bfree, &mut stat.f_bavail] {
+            let plain = u128::from(*blocks) * u128::from(layout.block_size()) / u128::from(layout.stride());
+            *blocks = plain as u64;
+        }
+        Ok(stat)
     }
 
     /// Returns how many inodes the kernel knows.
