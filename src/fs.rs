@@ -31,7 +31,7 @@ use self::{
     sealer::SealQueue,
 };
 use crate::{
-    backing::Dir,
+    backing::{Dir, process},
     format::{link, name::NAME_MAX},
     vault::{
         DirectoryKeys, Vault, VaultError,
@@ -70,6 +70,13 @@ pub struct Caller {
     pub pid: u32,
     /// Permissions that the process never grants; the kernel has taken them away already unless lists govern access.
     pub umask: u32,
+}
+
+impl Caller {
+    /// Tells whether the caller is in a group, or need not be.
+    fn is_in_group(&self, gid: u32) -> bool {
+        self.uid == 0 || self.gid == gid || process::is_in_group(self.pid, gid)
+    }
 }
 
 /// A filesystem on an opened vault.

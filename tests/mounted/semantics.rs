@@ -593,10 +593,10 @@ fn set_user_id_ends_with_any_change_of_content_by_an_ordinary_user() {
     bench.mount(&["--allow-other", "-o", "suid"]);
     fs::set_permissions(bench.mnt(), PermissionsExt::from_mode(0o755)).unwrap();
     let path = bench.mnt().join("program");
-    let change = |script: &str| {
+    let change = |script: &str, mode: u32| {
         fs::write(&path, [7; 20_000]).unwrap();
-        fs::set_permissions(&path, PermissionsExt::from_mode(0o6777)).unwrap();
-        assert_eq!(known_mode(&path), 0o6777);
+        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        assert_eq!(known_mode(&path), mode);
         let mut command = Command::new("python3");
         let script = format!("import os, sys, mmap, ctypes\nf = os.open(sys.argv[1], os.O_RDWR{script}");
         command.args(["-c", &script]).arg(&path).uid(54_321).gid(54_321);
@@ -613,6 +613,8 @@ fn set_user_id_ends_with_any_change_of_content_by_an_ordinary_user() {
         ")\nassert ctypes.CDLL(None).fallocate(f, 3, ctypes.c_long(0), ctypes.c_long(4096)) == 0",
         ")\nassert os.copy_file_range(f, f, 100, 0, 10_000) == 100",
     ] {
-        assert_eq!(change(script), 0o777, "{script}");
+        for (before, after) in [(0o6777, 0o777), (0o6666, 0o666), (0o2666, 0o666), (0o777, 0o777)] {
+            assert_eq!(change(script, before), after, "{before:o} {script}");
+        }
     }
 }
