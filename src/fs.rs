@@ -31,7 +31,7 @@ use self::{
     sealer::SealQueue,
 };
 use crate::{
-    backing::Dir,
+    backing::{Dir, process},
     format::{link, name::NAME_MAX},
     vault::{
         DirectoryKeys, Vault, VaultError,
@@ -70,6 +70,13 @@ pub struct Caller {
     pub pid: u32,
     /// Permissions that the process never grants; the kernel has taken them away already unless lists govern access.
     pub umask: u32,
+}
+
+impl Caller {
+    /// Tells whether the caller is in a group, or need not be.
+    fn is_in_group(&self, gid: u32) -> bool {
+        self.uid == 0 || self.gid == gid || process::is_in_group(self.pid, gid)
+    }
 }
 
 /// A filesystem on an opened vault.
@@ -135,13 +142,19 @@ impl Fs {
         &self.options
     }
 
-    /// Returns the state of the backing filesystem.
+    /// Returns the state of the backing filesystem, in blocks of plaintext: what is said to be free can be written, though ciphertext is longer.
     ///
     /// # Errors
     ///
     /// What fstatvfs(3) gives.
     pub fn stat_filesystem(&self) -> FsResult<rustix::fs::StatVfs> {
-        Ok(self.root_dir.statvfs()?)
+        let mut stat = self.root_dir.statvfs()?;
+        let layout = self.vault.layout();
+        for blocks in [&mut stat.f_blocks, &mut stat.f_bfree, &mut stat.f_bavail] {
+            let plain = u128::from(*blocks) * u128::from(layout.block_size()) / u128::from(layout.stride());
+            *blocks = plain as u64;
+        }
+        Ok(stat)
     }
 
     /// Returns how many inodes the kernel knows.

@@ -65,7 +65,7 @@ In /etc/fstab, with /sbin/mount.fuse or with hushfs linked to /sbin/mount.fuse.h
 
 Mount options: ro, rw, allow_other, noallow_other, acl, noacl, shared, idle=TIME, fsname=NAME, log-file=FILE, passfile=FILE,
 extpass=COMMAND, key-file=FILE, credential=NAME, slot=SLOT, and those of mount(8): nosuid, suid, nodev, dev, noexec,
-exec, noatime, atime, relatime, sync, async, dirsync.";
+exec, noatime, atime, nodiratime, diratime, relatime, strictatime, sync, async, dirsync.";
 
 /// Where the secret that opens the vault comes from. Without any: the systemd credential `hushfs` if there is one, or else a prompt.
 #[derive(Clone, Debug, Default, Args)]

@@ -217,7 +217,7 @@ impl Fs {
             self.note_change(node);
         }
         if caller.uid != 0 {
-            self.drop_privileges_of(node)?;
+            self.drop_privileges_of(node, caller)?;
         }
         if !node.is_open() {
             self.keep_idle(node);
@@ -230,15 +230,16 @@ impl Fs {
     /// # Errors
     ///
     /// What the backing filesystem gives.
-    pub fn drop_privileges(&self, id: u64) -> FsResult<bool> {
-        self.drop_privileges_of(&self.node(id)?)
+    pub fn drop_privileges(&self, id: u64, caller: Caller) -> FsResult<bool> {
+        self.drop_privileges_of(&self.node(id)?, caller)
     }
 
-    fn drop_privileges_of(&self, node: &Arc<Node>) -> FsResult<bool> {
-        let mode = self.node_attr(node)?.mode;
+    fn drop_privileges_of(&self, node: &Arc<Node>, caller: Caller) -> FsResult<bool> {
+        let attr = self.node_attr(node)?;
+        let mode = attr.mode;
         let mut kept = mode & !libc::S_ISUID;
-        // Without group execution the bit stands for mandatory locking, not for privilege.
-        if mode & libc::S_IXGRP != 0 {
+        // Without group execution the bit stands for mandatory locking, not for privilege; who is not in the group could not have set it.
+        if mode & libc::S_IXGRP != 0 || !caller.is_in_group(attr.gid) {
             kept &= !libc::S_ISGID;
         }
         if kept != mode {

@@ -33,7 +33,7 @@ const TYPE: &CStr = c"fuse.hushfs";
 const FUSERMOUNT: &str = "fusermount3";
 
 /// Options that are flags of mount(2), with what each sets or clears.
-const FLAGS: [(&str, MountFlags, bool); 14] = [
+const FLAGS: [(&str, MountFlags, bool); 17] = [
     ("ro", MountFlags::RDONLY, true),
     ("rw", MountFlags::RDONLY, false),
     ("nosuid", MountFlags::NOSUID, true),
@@ -44,6 +44,9 @@ const FLAGS: [(&str, MountFlags, bool); 14] = [
     ("exec", MountFlags::NOEXEC, false),
     ("noatime", MountFlags::NOATIME, true),
     ("atime", MountFlags::NOATIME, false),
+    ("nodiratime", MountFlags::NODIRATIME, true),
+    ("diratime", MountFlags::NODIRATIME, false),
+    ("strictatime", MountFlags::STRICTATIME, true),
     ("sync", MountFlags::SYNCHRONOUS, true),
     ("async", MountFlags::SYNCHRONOUS, false),
     ("dirsync", MountFlags::DIRSYNC, true),

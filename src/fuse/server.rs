@@ -15,7 +15,7 @@ use super::{
     kernel,
     request::{Answer, Asked, Operation, Reply},
 };
-use crate::fs::{Allocate, Found, Fs, FsError, FsResult, Leftovers, NameIn};
+use crate::fs::{Allocate, Caller, Found, Fs, FsError, FsResult, Leftovers, NameIn};
 
 thread_local! {
     /// Plaintext of the read at hand, reused from request to request.
@@ -132,7 +132,7 @@ impl Server {
             } => {
                 let mut result = fs.write(ino, *offset, data);
                 if result.is_ok() && *drops_privileges {
-                    result = self.drop_privileges(ino);
+                    result = self.drop_privileges(ino, caller);
                 }
                 match result {
                     Ok(()) => reply.send(Answer::Written(data.len() as u32)),
@@ -174,7 +174,7 @@ impl Server {
                     None => Err(FsError::NotSupported),
                 };
                 if result.is_ok() && caller.uid != 0 {
-                    result = self.drop_privileges(ino);
+                    result = self.drop_privileges(ino, caller);
                 }
                 done(asked, result, reply);
             }
@@ -185,7 +185,7 @@ impl Server {
             Operation::CopyRange { offset, to, len } => {
                 let mut result = fs.copy_range((ino, *offset), *to, *len);
                 if caller.uid != 0 {
-                    result = result.and_then(|copied| self.drop_privileges(to.0).map(|()| copied));
+                    result = result.and_then(|copied| self.drop_privileges(to.0, caller).map(|()| copied));
                 }
                 match result {
                     // At most 16 MiB a call, so it fits.
@@ -210,10 +210,10 @@ impl Server {
 
     /// Takes set-user-id and set-group-id from a file whose content an ordinary user changed. The kernel is told: with what it knows of the mode it
     /// would go on to give programs these privileges.
-    fn drop_privileges(&self, ino: u64) -> FsResult<()> {
+    fn drop_privileges(&self, ino: u64, caller: Caller) -> FsResult<()> {
         // Attributes alone are at no place in the content.
         const ATTRIBUTES: i64 = -1;
-        if self.fs.drop_privileges(ino)?
+        if self.fs.drop_privileges(ino, caller)?
             && let Some(notifier) = self.notifier.get()
             && let Err(error) = notifier.inval_inode(INodeNo(ino), ATTRIBUTES, 0)
         {
@@ -223,9 +223,10 @@ impl Server {
     }
 
     fn seek(&self, ino: u64, offset: i64, whence: i32) -> FsResult<u64> {
-        let (Ok(from), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
+        if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
             return Err(FsError::Invalid);
-        };
+        }
+        let from = u64::try_from(offset).map_err(|_| FsError::NoSuchOffset)?;
         // The kernel may hold pages it has not written yet, and does not write them for this request. Dropping its pages writes them; from a thread
         // that takes no requests, since others must serve those writes.
         if let Some(notifier) = self.notifier.get()

@@ -31,6 +31,9 @@ use crate::{
 /// Blocks read and opened at a time, so that their ciphertext stays in the processor's cache.
 const READ_CHUNK_BLOCKS: u64 = 64;
 
+/// Blocks that are looked at for a hole that the storage does not know; whoever asks for holes reads the data before them anyway.
+const LOOK_AHEAD_BLOCKS: u64 = 256;
+
 /// Why content could not be read, written or trusted.
 #[derive(Debug)]
 pub enum ContentError {
@@ -857,9 +860,7 @@ impl<S: Storage> Content<S> {
                 return Ok(None);
             }
             // The storage knows its pages, and a hole may begin and end in one that it shares with data.
-            let mut sealed = vec![0; (self.layout.plain_len(found, state.size) + self.layout.overhead()) as usize];
-            self.storage.read_at(&mut sealed, self.layout.cipher_start(found).0)?;
-            if !is_hole(&sealed) {
+            if !self.is_hole_at(&state, found)? {
                 return Ok(Some(PlainOffset(start)));
             }
             block = BlockIndex(found.0 + 1);
@@ -880,12 +881,25 @@ impl<S: Storage> Content<S> {
             return Ok(Some(PlainOffset(state.size.0)));
         }
         let block = self.layout.block_of(offset);
-        let from = self.layout.cipher_start(block).0;
-        let at = self.storage.next_hole(from)?;
+        let at = self.storage.next_hole(self.layout.cipher_start(block).0)?;
         // The block that the hole begins in still holds data, unless it begins at its very start.
-        let hole = BlockIndex(at.saturating_sub(PREAMBLE_SIZE).div_ceil(self.layout.stride()));
+        let mut hole = BlockIndex(at.saturating_sub(PREAMBLE_SIZE).div_ceil(self.layout.stride()));
+        // The storage may know of it late: a page that a hole shares with data is data, and to ext4 also reserved space that was looked at.
+        for index in block.0..hole.0.min(block.0 + LOOK_AHEAD_BLOCKS) {
+            if self.is_hole_at(&state, BlockIndex(index))? {
+                hole = BlockIndex(index);
+                break;
+            }
+        }
         let start = self.layout.plain_start(hole).0.max(offset.0);
         Ok(Some(PlainOffset(start.min(state.size.0))))
+    }
+
+    /// Tells whether a block is a hole, by its content.
+    fn is_hole_at(&self, state: &ContentState, block: BlockIndex) -> Result<bool, ContentError> {
+        let mut sealed = vec![0; (self.layout.plain_len(block, state.size) + self.layout.overhead()) as usize];
+        self.storage.read_at(&mut sealed, self.layout.cipher_start(block).0)?;
+        Ok(is_hole(&sealed))
     }
 
     /// Stores the preamble of a file that has none yet, so that the file has an id that links and headers can refer to.

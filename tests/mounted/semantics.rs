@@ -184,6 +184,39 @@ fn a_position_in_a_directory_stays_valid_while_entries_come_and_go() {
 }
 
 #[test]
+fn a_hole_is_found_where_it_begins() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let path = bench.mnt().join("file");
+    let file = read_write(&path);
+    // Reserved and written in part: that the rest of it was looked at makes it no data.
+    fallocate(&file, FallocateFlags::empty(), 0, 4 << 20).unwrap();
+    file.write_all_at(&[7; 57_344], 0).unwrap();
+    file.sync_all().unwrap();
+    file.read_exact_at(&mut [0; 8192], 61_440).unwrap();
+    assert_eq!(rustix::fs::seek(&file, SeekFrom::Hole(0)), Ok(57_344));
+    // The page that a hole shares with data on disk is a hole here.
+    let file = read_write(&bench.mnt().join("sparse"));
+    file.write_all_at(b"at the end", 8192).unwrap();
+    for (offset, hole) in [(0, 0), (1, 1), (8191, 8191), (8192, 8202)] {
+        assert_eq!(rustix::fs::seek(&file, SeekFrom::Hole(offset)), Ok(hole), "{offset}");
+    }
+    // rustix has no negative offsets.
+    let script = "import os, sys\nf = os.open(sys.argv[1], os.O_RDONLY)\n\
+                  for whence in os.SEEK_DATA, os.SEEK_HOLE:\n\
+                  \x20try: os.lseek(f, -1, whence); sys.exit(1)\n\
+                  \x20except OSError as error: assert error.errno == 6, error";
+    let status = Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
 fn space_is_reserved_freed_and_zeroed() {
     if !can_mount() {
         return;
@@ -387,7 +420,7 @@ fn unnamed_temporary_files_are_refused_as_not_supported() {
 }
 
 #[test]
-fn free_space_is_that_of_the_backing_filesystem() {
+fn free_space_is_what_fits_into_that_of_the_backing_filesystem() {
     if !can_mount() {
         return;
     }
@@ -398,8 +431,11 @@ fn free_space_is_that_of_the_backing_filesystem() {
     );
     assert_eq!(
         (view.f_blocks, view.f_frsize, view.f_files),
-        (vault.f_blocks, vault.f_frsize, vault.f_files)
+        // Sealing adds 28 bytes to 4096.
+        (vault.f_blocks * 4096 / 4124, vault.f_frsize, vault.f_files)
     );
+    let used = |stat: &rustix::fs::StatVfs| stat.f_blocks - stat.f_bfree;
+    assert!(view.f_bavail < vault.f_bavail && used(&view) <= used(&vault));
     assert_eq!(view.f_namemax, 255);
 }
 
@@ -618,10 +654,10 @@ fn set_user_id_ends_with_any_change_of_content_by_an_ordinary_user() {
     bench.mount(&["--allow-other", "-o", "suid"]);
     fs::set_permissions(bench.mnt(), PermissionsExt::from_mode(0o755)).unwrap();
     let path = bench.mnt().join("program");
-    let change = |script: &str| {
+    let change = |script: &str, mode: u32| {
         fs::write(&path, [7; 20_000]).unwrap();
-        fs::set_permissions(&path, PermissionsExt::from_mode(0o6777)).unwrap();
-        assert_eq!(known_mode(&path), 0o6777);
+        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        assert_eq!(known_mode(&path), mode);
         let mut command = Command::new("python3");
         let script = format!("import os, sys, mmap, ctypes\nf = os.open(sys.argv[1], os.O_RDWR{script}");
         command.args(["-c", &script]).arg(&path).uid(54_321).gid(54_321);
@@ -638,7 +674,9 @@ fn set_user_id_ends_with_any_change_of_content_by_an_ordinary_user() {
         ")\nassert ctypes.CDLL(None).fallocate(f, 3, ctypes.c_long(0), ctypes.c_long(4096)) == 0",
         ")\nassert os.copy_file_range(f, f, 100, 0, 10_000) == 100",
     ] {
-        assert_eq!(change(script), 0o777, "{script}");
+        for (before, after) in [(0o6777, 0o777), (0o6666, 0o666), (0o2666, 0o666), (0o777, 0o777)] {
+            assert_eq!(change(script, before), after, "{before:o} {script}");
+        }
     }
 }
 
