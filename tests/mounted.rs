@@ -6,6 +6,8 @@ mod support;
 mod acl;
 #[path = "mounted/basics.rs"]
 mod basics;
+#[path = "mounted/counts.rs"]
+mod counts;
 #[path = "mounted/differential.rs"]
 mod differential;
 #[path = "mounted/kill.rs"]

@@ -1,6 +1,9 @@
 //! Operations on files: content, attributes, durability.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rustix::fs::{self, FileType, Mode, Timespec, Timestamps};
 
@@ -107,6 +110,22 @@ impl Fs {
         }
     }
 
+    /// As [`Fs::read`], into `room`, which may be written to also behind what was read; returns how many bytes there were.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fs::read`].
+    pub fn read_into(&self, id: u64, offset: u64, len: usize, room: &mut [u8]) -> FsResult<usize> {
+        let node = self.node(id)?;
+        let file = self.file(&node)?;
+        match file.content() {
+            None => Ok(0),
+            Some(content) => content
+                .read_into(PlainOffset(offset), len, room)
+                .map_err(|error| self.at(&node, "")(error.into())),
+        }
+    }
+
     /// Writes `data` at `offset`.
     ///
     /// # Errors
@@ -192,6 +211,22 @@ impl Fs {
         if let Some(mode) = changes.mode {
             self.acl_after_chmod(&node, mode)?;
             self.set_mode(&node, mode)?;
+        }
+        if let SetAttr {
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: None,
+            mtime: Some(SetTime::At(mtime)),
+        } = *changes
+            && !node.queued.load(Ordering::Acquire)
+        {
+            // The kernel sends the time also where it sent it before, with every rename and unlink.
+            let attr = self.node_attr(&node)?;
+            if attr.mtime == mtime {
+                return Ok(attr);
+            }
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
             let times = Timestamps {

@@ -163,6 +163,8 @@ pub enum Answer<'a> {
     Opened,
     /// Bytes: content, a link's target, an attribute's value.
     Bytes(&'a [u8]),
+    /// So many bytes, which are in the answer's room already.
+    InRoom(usize),
     /// How many bytes an attribute takes.
     Size(u32),
     /// How many bytes were written.
@@ -182,6 +184,11 @@ pub trait Reply {
 
     /// Adds an entry with attributes to a listing; tells whether there was room.
     fn add_plus(&mut self, entry: &ListedPlus) -> bool;
+
+    /// Returns where the bytes of the answer can be put by who has them, if the transport has such a place.
+    fn room(&mut self) -> Option<&mut [u8]> {
+        None
+    }
 
     /// Sends the answer.
     fn send(self, answer: Answer<'_>);

@@ -120,6 +120,12 @@ impl Server {
                 Err(error) => reply.send(failed(asked, &error)),
             },
             Operation::Read { offset, len } => {
+                if let Some(room) = reply.room() {
+                    return match fs.read_into(ino, *offset, *len, room) {
+                        Ok(got) => reply.send(Answer::InRoom(got)),
+                        Err(error) => reply.send(failed(asked, &error)),
+                    };
+                }
                 PLAIN.with_borrow_mut(|plain| match fs.read(ino, *offset, *len, plain) {
                     Ok(range) => reply.send(Answer::Bytes(&plain[range])),
                     Err(error) => reply.send(failed(asked, &error)),

@@ -341,6 +341,36 @@ impl<S: Storage> Content<S> {
         if plain.len() < plain_size {
             plain.resize(plain_size, 0);
         }
+        self.read_blocks(&blocks, size, plain)?;
+        let start = (offset.0 - self.layout.plain_start(blocks.first).0) as usize;
+        Ok(start..start + len)
+    }
+
+    /// As [`Content::read`], into a buffer of the caller's; returns how many bytes there were. `room` may be written to behind them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Content::read`].
+    pub fn read_into(&self, offset: PlainOffset, len: usize, room: &mut [u8]) -> Result<usize, ContentError> {
+        let size = self.size();
+        let len = (size.0.saturating_sub(offset.0)).min(len as u64).min(room.len() as u64) as usize;
+        if len == 0 {
+            return Ok(0);
+        }
+        let blocks = BlockRange::new(&self.layout, offset, len);
+        let plain_size = blocks.count() as usize * self.layout.block_size() as usize;
+        if offset == self.layout.plain_start(blocks.first) && plain_size <= room.len() {
+            // Whole blocks, as the kernel's page cache asks for: no copy.
+            self.read_blocks(&blocks, size, room)?;
+            return Ok(len);
+        }
+        let mut plain = Vec::new();
+        let range = self.read(offset, len, &mut plain)?;
+        room[..range.len()].copy_from_slice(&plain[range.clone()]);
+        Ok(range.len())
+    }
+
+    fn read_blocks(&self, blocks: &BlockRange, size: PlainSize, plain: &mut [u8]) -> Result<(), ContentError> {
         let mut at = blocks.first;
         while at <= blocks.last {
             let last = BlockIndex(blocks.last.0.min(at.0 + READ_CHUNK_BLOCKS - 1));
@@ -348,8 +378,7 @@ impl<S: Storage> Content<S> {
             self.read_chunk(at, last, size, &mut plain[to..])?;
             at = BlockIndex(last.0 + 1);
         }
-        let start = (offset.0 - self.layout.plain_start(blocks.first).0) as usize;
-        Ok(start..start + len)
+        Ok(())
     }
 
     /// Reads and opens whole blocks, side by side into `plain`.

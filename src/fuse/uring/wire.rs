@@ -332,9 +332,17 @@ impl Reply for &mut Writer<'_> {
         self.add_dirent(entry.as_bytes(), &listed.entry)
     }
 
+    fn room(&mut self) -> Option<&mut [u8]> {
+        Some(&mut self.payload[..self.limit])
+    }
+
     fn send(self, answer: Answer<'_>) {
         match answer {
             Answer::Done => self.error = 0,
+            Answer::InRoom(used) => {
+                self.used = used.min(self.limit);
+                self.error = 0;
+            }
             Answer::Entry(found) => self.whole(&self.entry(found)),
             Answer::NoEntry => self.whole(&self.entry_of(AttrFields::new_zeroed())),
             Answer::Created(found) => self.whole(&CreateOut {

@@ -367,6 +367,15 @@ proptest! {
                     let end = (offset as usize + len).min(model.len());
                     let expected = model.get(offset as usize..end).unwrap_or_default();
                     prop_assert_eq!(&plain[range], expected);
+                    for offset in [offset, offset / 4096 * 4096] {
+                        let expected = model.get(offset as usize..).unwrap_or_default();
+                        let expected = &expected[..len.min(expected.len())];
+                        for room in [len, len.next_multiple_of(4096)] {
+                            let mut room = vec![0xaa; room];
+                            let got = content.read_into(PlainOffset(offset), len, &mut room).unwrap();
+                            prop_assert_eq!(&room[..got], expected);
+                        }
+                    }
                 }
                 Op::Seal => {
                     if let Some(ticket) = content.begin_seal() {
