@@ -726,7 +726,7 @@ impl Fs {
                 self.announce_directory(side)?;
                 Ok(None)
             }
-            FileType::RegularFile if (side.stat.st_size as u64) >= PREAMBLE_SIZE => {
+            FileType::RegularFile if Self::has_header(side)? => {
                 let at = Link {
                     parent: from.node.clone(),
                     name: name.into(),
@@ -788,6 +788,19 @@ impl Fs {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Tells whether a file that is renamed has a header, with its node's link locked: nobody gives it one then.
+    ///
+    /// The size on disk alone does not tell: a header is stored before the first byte, and the kernel writes while it renames.
+    fn has_header(side: &Side<'_>) -> FsResult<bool> {
+        if let Some(node) = &side.node
+            && let Some(file) = &*node.file.lock()
+        {
+            return Ok(file.id().is_some());
+        }
+        let (from, disk, _) = side.from;
+        Ok(from.dir.stat(disk)?.st_size as u64 >= PREAMBLE_SIZE)
     }
 
     /// Returns the file of a node that is renamed; damaged ones can be renamed in their directory, but not be trusted afterwards.

@@ -318,3 +318,34 @@ fn a_file_moved_away_and_back_at_once_keeps_its_header() {
     bench.remount();
     assert_eq!(fs::read_to_string(&here).unwrap(), "still here");
 }
+
+#[test]
+fn a_file_moved_while_its_first_bytes_are_written_keeps_its_header() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let mnt = bench.mnt();
+    for dir in ["a", "b"] {
+        fs::create_dir(mnt.join(dir)).unwrap();
+    }
+    // Closing has the kernel write without a lock that a rename would wait for: the header must be where the name is then.
+    for i in 0..2000 {
+        let name = format!("file-{i}");
+        let mut file = fs::File::create(mnt.join("a").join(&name)).unwrap();
+        file.write_all(name.as_bytes()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(file));
+            let start = std::time::Instant::now();
+            while start.elapsed().as_micros() < i % 100 * 3 {
+                std::hint::spin_loop();
+            }
+            fs::rename(mnt.join("a").join(&name), mnt.join("b").join(&name)).unwrap();
+        });
+    }
+    bench.remount();
+    for i in 0..2000 {
+        let name = format!("file-{i}");
+        assert_eq!(fs::read_to_string(mnt.join("b").join(&name)).unwrap(), name);
+    }
+}
