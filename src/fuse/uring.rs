@@ -426,8 +426,3 @@ mod tests {
         }
     }
 }
-
-fn INLINE_MAX -> usize {
-    static V: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *V.get_or_init(|| std::env::var("HUSH_INLINE").ok().and_then(|v| v.parse().ok()).unwrap_or(INLINE_MAX))
-}
