@@ -55,6 +55,8 @@ pub struct Bench {
     dir: TempDir,
     child: Option<Child>,
     options: Vec<String>,
+    /// How requests come; from HUSHFS_TRANSPORT if the test does not say, or else as the program likes.
+    transport: Option<String>,
 }
 
 impl Bench {
@@ -74,6 +76,7 @@ impl Bench {
             dir,
             child: None,
             options: Vec::new(),
+            transport: std::env::var("HUSHFS_TRANSPORT").ok(),
         };
         for sub in ["mnt", "plain"] {
             fs::create_dir_all(bench.path(sub)).unwrap();
@@ -146,6 +149,12 @@ impl Bench {
         );
     }
 
+    /// Mounts the vault with a transport of the test's own choice.
+    pub fn mount_over(&mut self, transport: &str) {
+        self.transport = Some(transport.to_owned());
+        self.mount(&[]);
+    }
+
     /// As [`Bench::mount`]; returns what the program said if it ended instead.
     pub fn try_mount(&mut self, options: &[&str]) -> Option<Output> {
         assert!(self.child.is_none(), "mounted already");
@@ -153,6 +162,11 @@ impl Bench {
         let mut child = self
             .command("mount")
             .arg("--foreground")
+            .args(
+                self.transport
+                    .iter()
+                    .map(|transport| format!("--transport={transport}")),
+            )
             .args(options)
             .arg(self.vault())
             .arg(self.mnt())
