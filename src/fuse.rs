@@ -22,7 +22,14 @@ use signal_hook::{
 };
 
 pub use self::mountpoint::{Mounted, find_mount, is_kernel_option};
-use self::{adapter::Adapter, kernel::Wanted, mountpoint::Mountpoint, pool::Pool, server::Server, uring::Rings};
+use self::{
+    adapter::Adapter,
+    kernel::Wanted,
+    mountpoint::Mountpoint,
+    pool::Pool,
+    server::Server,
+    uring::{RingThreads, Rings},
+};
 use crate::fs::Fs;
 
 /// How often an idle mount is looked at.
@@ -158,37 +165,19 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
 /// Why it could not be mounted, or what ended it.
 pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(), MountError> {
     let fs = Arc::new(fs);
-    let mountpoint = Mountpoint::mount(options)?;
-    let server = Arc::new(Server::new(fs.clone()));
-    let slow = Arc::new(Pool::new("slow", SLOW_THREADS));
-    let rings = prepare_rings(options.transport, &server, &slow)?;
-    let wanted = Wanted {
-        shared: fs.options().shared,
-        acl: fs.options().acl,
-        uring: rings.is_some(),
-    };
-    let adapter = Adapter::new(server.clone(), slow.clone(), wanted);
-    let device = mountpoint.device()?;
-    let config = kernel::session_config(options);
-    let session = match fuser::Session::from_fd(adapter, mountpoint.device()?, fuser::SessionACL::All, config) {
-        Ok(session) => session,
-        Err(error) => {
-            mountpoint.unmount_now();
-            return Err(MountError::Session(error));
-        }
-    };
-    server.set_notifier(session.notifier());
-    let ring_threads = match rings.map(|rings| rings.start(&device)).transpose() {
-        Ok(threads) => threads,
-        Err(error) if options.transport == Transport::Auto => {
+    let connection = match Connection::new(&fs, options, options.transport) {
+        Err(MountError::NoUring(error)) if options.transport == Transport::Auto => {
             log::warn!("no io_uring, requests come through /dev/fuse: {error}");
-            None
+            Connection::new(&fs, options, Transport::Device)
         }
-        Err(error) => {
-            mountpoint.unmount_now();
-            return Err(MountError::NoUring(error));
-        }
+        result => result,
     };
+    let Connection {
+        mountpoint,
+        server,
+        session,
+        ring_threads,
+    } = connection?;
     kernel::tune(mountpoint.path());
     let sealer = {
         let fs = fs.clone();
@@ -238,20 +227,63 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
     served.map_err(MountError::Session)
 }
 
-fn prepare_rings(transport: Transport, server: &Arc<Server>, slow: &Arc<Pool>) -> Result<Option<Rings>, MountError> {
-    let rings = match transport {
-        Transport::Device => return Ok(None),
-        Transport::Auto if !uring::is_offered() => return Ok(None),
-        Transport::Uring if !uring::is_offered() => Err(io::Error::from(io::ErrorKind::Unsupported)),
-        Transport::Auto | Transport::Uring => Rings::prepare(server, slow),
-    };
-    match rings {
-        Ok(rings) => Ok(Some(rings)),
-        Err(error) if transport == Transport::Auto => {
-            log::info!("no io_uring, requests come through /dev/fuse: {error}");
-            Ok(None)
+/// A mount that the kernel sends requests to.
+struct Connection {
+    mountpoint: Mountpoint,
+    server: Arc<Server>,
+    session: fuser::Session<Adapter>,
+    ring_threads: Option<RingThreads>,
+}
+
+impl Connection {
+    /// Mounts, and agrees with the kernel on how requests come. Leaves no mount behind where that fails.
+    fn new(fs: &Arc<Fs>, options: &MountOptions, transport: Transport) -> Result<Self, MountError> {
+        let server = Arc::new(Server::new(fs.clone()));
+        let slow = Arc::new(Pool::new("slow", SLOW_THREADS));
+        let rings = prepare_rings(transport, &server, &slow)?;
+        let wanted = Wanted {
+            shared: fs.options().shared,
+            acl: fs.options().acl,
+            uring: rings.is_some(),
+        };
+        let adapter = Adapter::new(server.clone(), slow, wanted);
+        let mountpoint = Mountpoint::mount(options)?;
+        let connect = || {
+            let config = kernel::session_config(options);
+            let session = fuser::Session::from_fd(adapter, mountpoint.device()?, fuser::SessionACL::All, config)
+                .map_err(MountError::Session)?;
+            // The kernel knows of the rings now, and waits for them: there is no way back to /dev/fuse in this mount.
+            let device = mountpoint.device()?;
+            let ring_threads = rings.map(|rings| rings.start(&device)).transpose();
+            Ok((session, ring_threads.map_err(MountError::NoUring)?))
+        };
+        match connect() {
+            Ok((session, ring_threads)) => {
+                server.set_notifier(session.notifier());
+                Ok(Connection {
+                    mountpoint,
+                    server,
+                    session,
+                    ring_threads,
+                })
+            }
+            Err(error) => {
+                mountpoint.unmount_now();
+                Err(error)
+            }
         }
-        Err(error) => Err(MountError::NoUring(error)),
+    }
+}
+
+fn prepare_rings(transport: Transport, server: &Arc<Server>, slow: &Arc<Pool>) -> Result<Option<Rings>, MountError> {
+    match transport {
+        Transport::Device => Ok(None),
+        Transport::Auto if !uring::is_offered() => Ok(None),
+        Transport::Uring if !uring::is_offered() => Err(MountError::NoUring(io::ErrorKind::Unsupported.into())),
+        Transport::Auto | Transport::Uring => {
+            let rings = Rings::prepare(server, slow).map_err(MountError::NoUring)?;
+            Ok(Some(rings))
+        }
     }
 }
 

@@ -94,7 +94,7 @@ impl Rings {
     ///
     /// # Errors
     ///
-    /// What keeps a ring from being registered. The kernel then goes on with /dev/fuse.
+    /// What keeps a ring from being registered. The mount is then of no use.
     pub fn start(self, device: &OwnedFd) -> io::Result<RingThreads> {
         let (ready, all_ready) = mpsc::channel();
         let mut threads = Vec::new();
