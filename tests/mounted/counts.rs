@@ -198,7 +198,8 @@ fn operations_cost_no_more_than_they_did() {
 
 /// Requests and system calls, at most.
 const EXPECTED: [(&str, Cost); 14] = [
-    ("create, write 1 KB, close", (6.1, 11.9)),
+    // Six, or seven where the kernel writes the bytes and the times at different moments.
+    ("create, write 1 KB, close", (7.0, 13.8)),
     ("stat after writing", (1.0, 1.0)),
     ("stat", (1.1, 1.2)),
     ("open, read, close", (3.0, 11.4)),
