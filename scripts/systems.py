@@ -285,6 +285,7 @@ class Hushfs(System):
     binary = None
     # For -o, one string each.
     options = ()
+    transport = "auto"
 
     def missing(self):
         if self.binary.is_file():
@@ -305,7 +306,7 @@ class Hushfs(System):
         return [self.binary, "init", "--kdf-memory", "64M", "--kdf-time", "10ms", "--passfile", self.passfile, self.vault]
 
     def mount_command(self):
-        return [self.binary, "mount", "--foreground", *self.others("--allow-other"), *(a for o in self.options for a in ("-o", o)),
+        return [self.binary, "mount", "--foreground", "--transport", self.transport, *self.others("--allow-other"), *(a for o in self.options for a in ("-o", o)),
                 "--passfile", self.passfile, self.vault, self.mountpoint]
 
     def findings(self, with_notes):
@@ -320,6 +321,12 @@ class Hushfs(System):
 
     def unmount_commands(self):
         return [[str(self.binary), "unmount", str(self.mountpoint)], *super().unmount_commands()]
+
+
+class HushfsDevice(Hushfs):
+    """hushfs without io_uring, where the kernel has it."""
+
+    transport = "device"
 
 
 class Template(System):
@@ -345,7 +352,7 @@ class Template(System):
 
 
 BUILT_IN = {"native": Native, "passthrough": Passthrough, "gocryptfs": Gocryptfs, "securefs": Securefs, "encfs": Encfs, "cryfs": Cryfs,
-            "hushfs": Hushfs}
+            "hushfs": Hushfs, "hushfs-device": HushfsDevice}
 
 
 def is_mounted(path):
