@@ -195,7 +195,8 @@ impl Fs {
     pub fn set_attr(&self, id: u64, caller: Caller, changes: &SetAttr) -> FsResult<Attr> {
         self.check_writable()?;
         let node = self.node(id)?;
-        if node.file.lock().is_none()
+        if !node.is_open()
+            && changes.size.is_none()
             && let Some(Remains::Stat(stat)) = &mut *node.remains.lock()
         {
             // Nobody will ever see it on disk. The kernel sends the times of a file also after its name is gone.

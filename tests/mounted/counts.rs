@@ -208,7 +208,7 @@ const EXPECTED: [(&str, Cost); 14] = [
     ("rename back", (4.0, 12.0)),
     ("append 100 bytes", (0.0, 0.0)),
     ("append 100 bytes, fsync", (3.0, 5.1)),
-    ("unlink", (3.0, 8.2)),
+    ("unlink", (3.0, 6.2)),
     ("mkdir", (3.0, 4.0)),
     ("readdir, per entry", (0.1, 1.3)),
     ("rmdir", (2.0, 6.0)),
