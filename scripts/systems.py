@@ -1,4 +1,4 @@
-"""The filesystems under test: how each is made, mounted, unmounted and removed. Used by bench and conformance."""
+"""The filesystems under test: how each is made, mounted, unmounted and removed. Used by bench, scale and conformance."""
 
 import contextlib
 import gzip
@@ -17,8 +17,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 MOUNT_TIMEOUT_S = 60
 UNMOUNT_TIMEOUT_S = 120
 CHECK_TIMEOUT_S = 600
-# The exit code of hushfs fsck and verify for it.
-DAMAGE_FOUND = 9
+# The bits of the exit codes of hushfs fsck and verify for more than findings: an operation failed, wrong usage, cancelled.
+CHECK_FAILED = 8 | 16 | 32
 
 
 class Failed(Exception):
@@ -28,7 +28,7 @@ class Failed(Exception):
 # ---------------------------------------------------------------------------------------------------------------------
 # Systems.
 
-PASSPHRASE = "a passphrase for tests only"
+PASSPHRASE = "a passphrase that is for tests only"
 # Those that clean_up() has to end.
 active = []
 
@@ -39,9 +39,10 @@ class System:
     package = program = None
     is_peer = True
 
-    def __init__(self, name, home):
-        self.name, self.home = name, home
-        self.vault, self.mountpoint = home / "vault", home / "mount"
+    def __init__(self, name, home, data=None):
+        """What it stores is put into `data`, on whatever filesystem that is; all else into `home`."""
+        self.name, self.home, self.data = name, home, data or home
+        self.vault, self.mountpoint = self.data / "vault", home / "mount"
         self.passfile, self.log = home / "passfile", home / "log"
         self.daemon = None
         # Users other than the mounting one may use it.
@@ -74,7 +75,7 @@ class System:
 
     def create(self):
         self.home.mkdir(exist_ok=True)
-        self.vault.mkdir()
+        self.vault.mkdir(parents=True)
         self.mountpoint.mkdir()
         self.passfile.write_text(PASSPHRASE + "\n")
         self.passfile.chmod(0o600)
@@ -138,8 +139,8 @@ class System:
         drop_caches()
         self.mount()
 
-    def destroy(self):
-        """Ends the system by all means and deletes its files; for the end, and after a failure."""
+    def destroy(self, delete=True):
+        """Ends the system by all means, and deletes its files; for the end, and after a failure."""
         try:
             self.unmount()
         except (Failed, subprocess.TimeoutExpired) as error:
@@ -154,8 +155,9 @@ class System:
         self.daemon = None
         if is_mounted(self.mountpoint):
             say(f"WARNING: {self.mountpoint} is still mounted and was left alone")
-        else:
-            shutil.rmtree(self.home, ignore_errors=True)
+        elif delete:
+            for directory in {self.home, self.data}:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def last_words(self):
         with contextlib.suppress(OSError):
@@ -165,6 +167,10 @@ class System:
 
 class Native(System):
     is_peer = False
+
+    def __init__(self, name, home, data=None):
+        super().__init__(name, home, data)
+        self.mountpoint = self.data / "mount"
 
     def missing(self):
         return None
@@ -206,14 +212,16 @@ class Passthrough(System):
         flags = shlex.split(first_line("pkg-config", "--cflags", "--libs", "fuse3"))
         # What libfuse's own build finds in the C library.
         has = ["-DHAVE_FALLOCATE", "-DHAVE_COPY_FILE_RANGE"]
-        return ["cc", "-O2", "-w", *has, "-o", self.home / self.program, self.home / "passthrough_ll.c", *flags]
+        return ["cc", "-O2", "-w", *has, "-o", self.home / self.program, self.home / f"{self.program}.c", *flags]
 
     def mount_command(self):
+        return self.command("writeback,cache=always,timeout=86400")
+
+    def command(self, options):
         # It holds a descriptor for every file that the kernel knows.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return ["prlimit", f"--nofile={most}:{most}", self.home / self.program, "-f",
-                "-o", f"source={self.vault},writeback,cache=always,timeout=86400", *self.others("-o", "allow_other,default_permissions"),
-                self.mountpoint]
+                "-o", f"source={self.vault},{options}", *self.others("-o", "allow_other,default_permissions"), self.mountpoint]
 
 
 def first_line(*command):
@@ -286,6 +294,8 @@ class Hushfs(System):
     # For -o, one string each.
     options = ()
     transport = "auto"
+    # What opens a vault: "passfile", or "key-file", which costs no time.
+    secret = "passfile"
 
     def missing(self):
         if self.binary.is_file():
@@ -303,20 +313,25 @@ class Hushfs(System):
         return first_line(self.binary, "--version")
 
     def init_command(self):
-        return [self.binary, "init", "--kdf-memory", "64M", "--kdf-time", "10ms", "--passfile", self.passfile, self.vault]
+        return [self.binary, "init", "--kdf-memory", "64M", "--kdf-time", "10ms", *self.secret_arguments(), self.vault]
+
+    def secret_arguments(self):
+        # The file with the passphrase will do as a key: it is long enough.
+        return [f"--{self.secret}", self.passfile]
 
     def mount_command(self):
         return [self.binary, "mount", "--foreground", "--transport", self.transport, *self.others("--allow-other"), *(a for o in self.options for a in ("-o", o)),
-                "--passfile", self.passfile, self.vault, self.mountpoint]
+                *self.secret_arguments(), self.vault, self.mountpoint]
 
     def findings(self, with_notes):
         found = []
         for check in ("fsck", "verify"):
-            done = subprocess.run([str(self.binary), check, "--json", "--passfile", str(self.passfile), str(self.vault)],
+            done = subprocess.run([str(self.binary), check, "--json", *map(str, self.secret_arguments()), str(self.vault)],
                                   stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_TIMEOUT_S, check=False)
-            if done.returncode not in (0, DAMAGE_FOUND):
+            if done.returncode < 0 or done.returncode & CHECK_FAILED:
                 raise Failed(f"{self.name} {check}: {done.stderr.decode(errors='replace').strip()}")
-            found += (f for f in json.loads(done.stdout)["findings"] if with_notes or f.get("severity") != "note")
+            lines = map(json.loads, done.stdout.splitlines())
+            found += (line for line in lines if line["type"] == "finding" and (with_notes or line["severity"] != "note"))
         return found
 
     def unmount_commands(self):
@@ -332,8 +347,8 @@ class HushfsDevice(Hushfs):
 class Template(System):
     """A system given on the command line; a command with {backing} and {mount} that may stay or go to the background."""
 
-    def __init__(self, name, home, command):
-        super().__init__(name, home)
+    def __init__(self, name, home, data, command):
+        super().__init__(name, home, data)
         self.command = command
         self.is_peer = name != "passthrough"
 
@@ -406,7 +421,8 @@ def clean_up(home):
     # A second Ctrl-C must not leave half of it mounted.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-    for system in active:
+    # What stands on another comes after it.
+    for system in reversed(active):
         system.destroy()
     if any(is_mounted(system.mountpoint) for system in active):
         say(f"WARNING: {home} was not deleted")

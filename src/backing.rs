@@ -3,9 +3,10 @@
 //! Everything goes through directory descriptors and single names, never through joined paths, and no symbolic link is followed:
 //! someone who changes the backing directory cannot lead the daemon out of it.
 
+pub mod alarm;
 pub mod dir;
 pub mod file;
 pub mod process;
 
 pub use dir::{Dir, DirStream, RawEntry};
-pub use file::{BackingFile, ShortWrite, Storage};
+pub use file::{BackingFile, FilePlace, ShortWrite, Storage, mtime_of};

@@ -8,6 +8,8 @@ pub mod keys;
 pub mod locked;
 pub mod passphrase;
 pub mod random;
+pub mod recipient;
+pub mod record;
 pub mod seal;
 pub mod siv;
 pub mod slot;

@@ -2,18 +2,23 @@
 //!
 //! Nothing here does I/O. What has been read but not authenticated has a type of its own (`Unverified...`).
 
+pub mod audit;
 pub mod body;
 pub mod directory;
 pub mod header;
+pub mod journal;
 pub mod keystore;
 pub mod layout;
 pub mod link;
 pub mod name;
 pub mod preamble;
+pub mod record;
+pub mod sealed;
+pub mod snapshot;
 pub mod vault;
 pub mod xattr;
 
-/// The version of the format that this program reads and writes.
+/// The version of the format that this program reads and writes. The keystore has one of its own.
 pub const FORMAT_VERSION: u16 = 1;
 
 /// Why stored bytes are not what they should be. Says nothing about keys: that is for who tried to open them.
@@ -41,12 +46,7 @@ impl std::fmt::Display for FormatError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             FormatError::NotOne => f.write_str("not a file of this kind (wrong magic number)"),
-            FormatError::Newer(version) => {
-                write!(
-                    f,
-                    "made by a newer hushfs (format version {version}, this one reads {FORMAT_VERSION})"
-                )
-            }
+            FormatError::Newer(version) => write!(f, "made by a newer hushfs (format version {version})"),
             FormatError::TooShort => f.write_str("cut short"),
             FormatError::TrailingBytes => f.write_str("bytes after its end"),
             FormatError::OutOfRange(field) => write!(f, "{field} out of range"),
@@ -83,13 +83,18 @@ impl<'a> Reader<'a> {
 
     /// Reads and compares a magic number and the format version behind it.
     pub fn magic_and_version(&mut self, magic: &[u8; 8]) -> Result<(), FormatError> {
+        self.magic_and_version_to(magic, FORMAT_VERSION).map(drop)
+    }
+
+    /// Reads and compares a magic number, and returns the version behind it, which may be any up to `newest`.
+    pub fn magic_and_version_to(&mut self, magic: &[u8; 8], newest: u16) -> Result<u16, FormatError> {
         if &self.take::<8>()? != magic {
             return Err(FormatError::NotOne);
         }
         match self.u16()? {
-            FORMAT_VERSION => Ok(()),
             0 => Err(FormatError::OutOfRange("format version")),
-            newer => Err(FormatError::Newer(newer)),
+            newer if newer > newest => Err(FormatError::Newer(newer)),
+            version => Ok(version),
         }
     }
 

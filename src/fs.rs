@@ -8,36 +8,64 @@ mod attr;
 mod directory;
 mod error;
 mod file;
+mod leftovers;
 mod listing;
 mod node;
+mod record;
 mod sealer;
+mod stray;
 mod xattr;
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::{FileType, Stat};
 
 pub use attr::{Attr, SetAttr, SetTime, Time};
-pub use directory::{Leftovers, NameIn};
+pub use directory::NameIn;
 pub use error::FsError;
 pub use file::Allocate;
+pub use leftovers::Leftovers;
 pub use listing::{Listed, ListedPlus};
 pub use node::{Node, ROOT};
+pub use record::Watch;
 
 use self::{
-    node::{Link, NodeTable, Remains},
+    leftovers::Unused,
+    listing::Listing,
+    node::{DirectoryState, Link, NodeTable, Remains, node_id},
     sealer::SealQueue,
 };
 use crate::{
     backing::{Dir, process},
     format::{link, name::NAME_MAX},
+    ids::Epoch,
     vault::{
         DirectoryKeys, Vault, VaultError,
-        file::{FoundAt, VaultFile},
+        file::{FileContent, FileJournal, FoundAt, VaultFile},
+        journal::InVault,
     },
 };
+
+/// Listings that can go on where they stopped: each holds a descriptor, and what one system call read.
+const LISTINGS_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("it is not 0");
+
+/// How often something is done again because a name was changed meanwhile.
+const RENAMES_MAX: usize = 100;
+
+/// How often and how long what finds no room waits for that of files that were removed just before.
+const ROOM_ATTEMPTS: usize = 10;
+const ROOM_PATIENCE: Duration = Duration::from_millis(10);
+const ROOM_PATIENCE_MAX: Duration = Duration::from_millis(200);
+const REMOVED_LATELY: Duration = Duration::from_secs(1);
+
+/// How long an attribute waits for who opens or closes the file.
+const FILE_PATIENCE: Duration = Duration::from_millis(50);
 
 /// The result of an operation.
 pub type FsResult<T> = Result<T, FsError>;
@@ -57,6 +85,8 @@ pub struct FsOptions {
     pub acl: bool,
     /// Descriptors that caches may hold, of files and directories each.
     pub cached_descriptors: usize,
+    /// What is written over durable blocks goes to a journal first, so that a power cut leaves none in half.
+    pub journal: bool,
 }
 
 /// Who asks for an operation.
@@ -89,13 +119,24 @@ pub struct Fs {
     root_dir: Arc<Dir>,
     /// The device of the backing directory: what is mounted inside it is not part of the vault.
     device: u64,
+    /// Many files are made durable by one sync of the backing filesystem; not all filesystems do it.
+    syncs_at_once: bool,
     /// Directories in use lately, by node number.
     dirs: Mutex<LruCache<u64, Arc<Dir>>>,
     /// Files that no handle has open but that were in use lately, by node number.
     idle_files: Mutex<LruCache<u64, Arc<Node>>>,
     /// Files without a name that no handle has open, kept open until the kernel forgets them, by node number.
     removed_files: Mutex<LruCache<u64, Arc<Node>>>,
+    /// Headers that may have no use any more, and wait for a look at their directories.
+    unused_headers: Mutex<Vec<Unused>>,
+    /// When a file's last name was last removed: what it took may not be free yet.
+    removed_at: Mutex<Option<Instant>>,
+    /// Listings under way, by the directory's node number and where they go on.
+    listings: Mutex<LruCache<(u64, u64), Listing>>,
     seal_queue: SealQueue,
+    journal: Option<Arc<FileJournal>>,
+    /// The local record, where there is one.
+    watch: Option<Watch>,
 }
 
 /// A node with its attributes: what a look-up gives.
@@ -116,8 +157,23 @@ impl Fs {
     pub fn new(vault: Vault, root_dir: Dir, options: FsOptions) -> FsResult<Self> {
         let capacity = NonZeroUsize::new(options.cached_descriptors).unwrap_or(NonZeroUsize::MIN);
         let (nodes, root) = NodeTable::new();
-        root.keys.get_or_init(|| vault.root_keys());
+        if let Some(state) = &root.directory {
+            state.keys.get_or_init(|| vault.root_keys());
+        }
         let device = root_dir.stat_self()?.st_dev;
+        let syncs_at_once = root_dir.can_sync_filesystem();
+        let journal = if options.journal && !options.read_only {
+            let home = Box::new(InVault::new(root_dir.open_dir(".")?));
+            let files_max = options.cached_descriptors;
+            Some(Arc::new(FileJournal::new(
+                home,
+                vault.id(),
+                vault.journal_key(),
+                files_max,
+            )))
+        } else {
+            None
+        };
         Ok(Fs {
             vault,
             options,
@@ -125,10 +181,16 @@ impl Fs {
             root,
             root_dir: Arc::new(root_dir),
             device,
+            syncs_at_once,
             dirs: Mutex::new(LruCache::new(capacity)),
             idle_files: Mutex::new(LruCache::new(capacity)),
             removed_files: Mutex::new(LruCache::new(capacity)),
+            unused_headers: Mutex::default(),
+            removed_at: Mutex::default(),
+            listings: Mutex::new(LruCache::new(LISTINGS_MAX)),
             seal_queue: SealQueue::new(options.cached_descriptors),
+            journal,
+            watch: None,
         })
     }
 
@@ -218,8 +280,18 @@ impl Fs {
         if node.kind != FileType::Directory {
             return Err(FsError::NotDirectory);
         }
+        for _ in 0..RENAMES_MAX {
+            if let Some(dir) = self.open_path(node)? {
+                return Ok(dir);
+            }
+        }
+        Err(FsError::Stale)
+    }
+
+    /// As [`Fs::dir`]; nothing where some directory of the path was renamed meanwhile, and another may be where it was.
+    fn open_path(&self, node: &Arc<Node>) -> FsResult<Option<Arc<Dir>>> {
         // Up to the next directory that is open, then down again: paths may be thousands of names deep.
-        let mut missing = Vec::new();
+        let mut missing: Vec<(Arc<Node>, Link)> = Vec::new();
         let mut at = node.clone();
         let mut dir = loop {
             if at.id == ROOT {
@@ -232,29 +304,34 @@ impl Fs {
                 break dir.clone();
             }
             let link = at.link.lock().clone().ok_or(FsError::Stale)?;
-            missing.push((at.id, link.disk));
-            at = link.parent;
+            let parent = link.parent.clone();
+            missing.push((at, link));
+            at = parent;
         };
-        for (id, disk) in missing.into_iter().rev() {
-            dir = Arc::new(dir.open_dir(&disk)?);
-            self.dirs.lock().put(id, dir.clone());
+        for (node, link) in missing.into_iter().rev() {
+            let opened = dir.open_dir(&link.disk);
+            if !node.is_still_at(&link) {
+                return Ok(None);
+            }
+            dir = Arc::new(opened?);
+            self.dirs.lock().put(node.id, dir.clone());
         }
-        Ok(dir)
+        Ok(Some(dir))
     }
 
     /// Returns a directory's keys.
     fn keys<'n>(&self, node: &'n Arc<Node>) -> FsResult<&'n DirectoryKeys> {
-        if let Some(keys) = node.keys.get() {
+        let state = node.directory.as_ref().ok_or(FsError::NotDirectory)?;
+        if let Some(keys) = state.keys.get() {
             return Ok(keys);
         }
-        let dir = self.dir(node)?;
-        let link = node.link.lock().clone().ok_or(FsError::Stale)?;
-        let parent = self.keys(&link.parent)?.id;
-        let keys = self
-            .vault
-            .load_directory(&dir, parent, &link.name)
-            .map_err(self.at(node, ""))?;
-        Ok(node.keys.get_or_init(|| keys))
+        let keys = self.by_link(node, |link| {
+            let dir = self.dir(node)?;
+            let parent = self.keys(&link.parent)?.id;
+            let loaded = self.vault.load_directory(&dir, parent, &link.name);
+            loaded.map_err(self.at(node, ""))
+        })?;
+        Ok(state.keys.get_or_init(|| keys))
     }
 
     /// Returns a directory with its descriptor and keys.
@@ -267,7 +344,7 @@ impl Fs {
 
     /// Returns attributes of a file on disk; reads the link where only that tells the size.
     fn attr(&self, dir: &Dir, disk: &str, stat: &Stat) -> FsResult<Attr> {
-        let mut attr = Attr::new(stat, node::node_id(stat.st_ino), &self.vault.layout());
+        let mut attr = Attr::new(stat, node_id(stat.st_ino), &self.vault.layout());
         if attr.kind() == FileType::Symlink && attr.size == 0 {
             let target = link::decode(&dir.readlink(disk)?);
             attr.size = target.map_or(0, |target| target.len() as u64);
@@ -281,6 +358,10 @@ impl Fs {
     ///
     /// [`FsError::NotFound`], or what keeps the directory from being read.
     pub fn look_up(&self, parent: u64, name: &[u8]) -> FsResult<Found> {
+        self.with_descriptors(|| self.look_up_once(parent, name))
+    }
+
+    fn look_up_once(&self, parent: u64, name: &[u8]) -> FsResult<Found> {
         let directory = self.directory(parent)?;
         let disk = directory.seal_name(name)?;
         match directory.dir.stat(&disk) {
@@ -298,9 +379,38 @@ impl Fs {
             // Mounted inside the backing directory by someone: not ours to show.
             return Err(FsError::NotFound);
         }
-        let attr = self.attr(&directory.dir, disk, stat)?;
+        let mut attr = self.attr(&directory.dir, disk, stat)?;
         let node = self.nodes.look_up(stat, &directory.node, name, disk);
+        if let Err(error) = self.admit_name(&node, directory, (name, disk), stat) {
+            if error.is_news() {
+                log::warn!("{error}");
+            }
+            self.forget(node.id, 1);
+            let node = self.nodes.look_up_stray(stat, &directory.node, name, disk);
+            attr.ino = node.id;
+            return Ok(Found { node, attr });
+        }
+        self.count_held(&node, &mut attr);
         Ok(Found { node, attr })
+    }
+
+    /// Gives a file the size that it has with what is not in its data file yet.
+    fn count_held(&self, node: &Node, attr: &mut Attr) {
+        if self.journal.is_none() || attr.kind() != FileType::RegularFile {
+            return;
+        }
+        // Who has it for longer is opening it, and nothing is held.
+        let file = node.file.try_lock_for(FILE_PATIENCE);
+        if let Some(content) = file.as_ref().and_then(|file| file.as_ref()?.content()) {
+            attr.size = content.size().0;
+        }
+    }
+
+    /// Commits what writes have left to the journal, until [`Fs::stop_sealer`]; for a thread of its own.
+    pub fn run_journal(&self) {
+        if let Some(journal) = &self.journal {
+            journal.run();
+        }
     }
 
     /// Notes that the kernel forgot look-ups of a node.
@@ -338,20 +448,33 @@ impl Fs {
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
         }
         if let Some(file) = node.file.lock().clone() {
-            let stat = file.backing().stat()?;
+            let stat = file.stat()?;
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
         }
         if let Some(Remains::Stat(stat)) = &*node.remains.lock() {
             return Ok(with_id(Attr::new(stat, node.id, &self.vault.layout())));
         }
-        let (dir, disk) = self.entry_of(node)?;
-        self.attr(&dir, &disk, &dir.stat(&disk)?).map(with_id)
+        self.at_entry(node, |dir, disk| self.attr(dir, disk, &dir.stat(disk)?))
+            .map(with_id)
     }
 
-    /// Returns the directory and name on disk by which a node can be reached.
-    fn entry_of(&self, node: &Arc<Node>) -> FsResult<(Arc<Dir>, Box<str>)> {
-        let link = node.link.lock().clone().ok_or(FsError::Stale)?;
-        Ok((self.dir(&link.parent)?, link.disk))
+    /// Does something with a node's entry on disk, again if it got another name meanwhile: another file may be where it was.
+    ///
+    /// For what the kernel asks for also while it renames.
+    fn at_entry<T>(&self, node: &Arc<Node>, act: impl Fn(&Arc<Dir>, &str) -> FsResult<T>) -> FsResult<T> {
+        self.by_link(node, |link| act(&self.dir(&link.parent)?, &link.disk))
+    }
+
+    /// Does something by a node's name, without its lock, and again if it got another one meanwhile.
+    fn by_link<T>(&self, node: &Arc<Node>, act: impl Fn(&Link) -> FsResult<T>) -> FsResult<T> {
+        for _ in 0..RENAMES_MAX {
+            let link = node.link.lock().clone().ok_or(FsError::Stale)?;
+            let result = act(&link);
+            if node.is_still_at(&link) {
+                return result;
+            }
+        }
+        Err(FsError::Stale)
     }
 
     /// Returns a node's data file, opening it if it is not.
@@ -366,8 +489,10 @@ impl Fs {
         if let Some(file) = &*node.file.lock() {
             return Ok(file.clone());
         }
-        let link = node.link.lock();
-        self.load_file(node, link.as_ref())
+        self.with_descriptors(|| {
+            let link = node.link.lock();
+            self.load_file(node, link.as_ref())
+        })
     }
 
     /// Opens a node's data file, with the link locked so that no rename changes its place meanwhile.
@@ -376,23 +501,51 @@ impl Fs {
         if let Some(file) = &*slot {
             return Ok(file.clone());
         }
-        let link = link.ok_or(FsError::Stale)?;
+        let link = link.filter(|_| !node.is_dead()).ok_or(FsError::Stale)?;
+        if node.is_stray {
+            return Err(self.why_stray(link));
+        }
         let dir = self.dir(&link.parent)?;
         let backing = dir.open_file(&link.disk, self.options.read_only)?;
-        let at = FoundAt {
-            directory: self.keys(&link.parent)?.id,
-            name: link.conflict_of.as_ref().unwrap_or(&link.name),
-        };
-        let file = VaultFile::load(&self.vault, backing, &dir, at).map_err(self.at(&link.parent, &link.disk))?;
+        let at = self.found_at(link)?;
+        let file = VaultFile::load(&self.vault, backing, self.journal.clone(), &dir, at)
+            .map_err(self.at(&link.parent, &link.disk))?;
+        if file.inode().is_some_and(|inode| node_id(inode) != node.id) {
+            // Someone else has put another in its place: the kernel has to look it up.
+            return Err(FsError::Stale);
+        }
+        self.compare_with_record(&file, link, at)
+            .map_err(self.at(&link.parent, &link.disk))?;
+        if file.is_zeros() && !self.options.read_only && !self.options.shared {
+            // By a crash, as below.
+            log::warn!(
+                "{:?} was new at an unclean end and never synced: it is empty",
+                link.disk
+            );
+            file.drop_zeros()?;
+            // The kernel goes by the size it was told, and would make zeros of what is not there: it has to look the file up as another.
+            node.kill();
+            return Err(FsError::Stale);
+        }
         let file = Arc::new(file);
         *slot = Some(file.clone());
-        let left_open = file.content().is_some_and(|content| content.begin_seal().is_some());
-        if left_open && !self.options.read_only && !self.options.shared {
+        if file.begin_seal().is_some() && !self.options.read_only && !self.options.shared {
             // By a crash: nobody else writes it, so what is there is all there is.
             log::info!("{:?} was left open; it is sealed as it is", link.disk);
             self.seal_queue.push(node);
         }
         Ok(file)
+    }
+
+    /// Tells whether a file is open here whose key may not be used now.
+    fn is_refused(&self, node: &Node) -> bool {
+        let file = node.file.lock();
+        file.as_ref().is_some_and(|file| file.usable_content().is_err())
+    }
+
+    /// Returns the inodes of which the kernel may have content that was opened with the key of an epoch.
+    pub fn inodes_of_epoch(&self, epoch: Epoch) -> Vec<u64> {
+        self.nodes.of_epoch(epoch).iter().map(|node| node.id).collect()
     }
 
     /// Keeps a file that no handle has open for a while, and lets the one that was not used for longest go.
@@ -410,6 +563,18 @@ impl Fs {
         }
     }
 
+    /// Keeps a file for a while that an operation has used, unless a handle has it open. Anything else goes if the kernel forgot it meanwhile: a directory only
+    /// where this reference is the last.
+    fn keep_unused(&self, node: Arc<Node>) {
+        match (node.kind, node.is_forgotten()) {
+            (FileType::RegularFile, _) if node.is_open() => {}
+            (FileType::RegularFile, false) if node.is_dead() => self.keep_removed(&node),
+            (FileType::RegularFile, _) => self.keep_idle(&node),
+            (_, true) => self.nodes.remove_unused(node),
+            (_, false) => {}
+        }
+    }
+
     /// Keeps a file open that lost its last name, for who has looked it up and not opened it yet.
     fn keep_removed(&self, node: &Arc<Node>) {
         let evicted = self.removed_files.lock().push(node.id, node.clone());
@@ -420,34 +585,90 @@ impl Fs {
         }
     }
 
-    /// Does what takes space; if there is none, frees what is only kept open, and tries again.
+    /// Does what takes space; if there is none, frees what is only kept open, and tries again. What was removed just now may be closed in a moment.
     fn with_room<T>(&self, act: impl Fn() -> FsResult<T>) -> FsResult<T> {
+        let mut result = self.with_descriptors(&act);
+        let begun = Instant::now();
+        for attempt in 0..ROOM_ATTEMPTS {
+            let is_full = |error: &FsError| matches!(error.errno(), libc::ENOSPC | libc::EDQUOT);
+            if !result.as_ref().is_err_and(is_full) || (attempt > 0 && begun.elapsed() > ROOM_PATIENCE_MAX) {
+                break;
+            }
+            let was_freed = self.free_room();
+            let may_be_freed = self.removed_at.lock().is_some_and(|at| at.elapsed() < REMOVED_LATELY);
+            if !was_freed && !may_be_freed {
+                break;
+            }
+            if attempt > 0 {
+                std::thread::sleep(ROOM_PATIENCE);
+            }
+            result = act();
+        }
+        result
+    }
+
+    /// Closes files without a name that no handle has open; tells whether there were any.
+    fn free_room(&self) -> bool {
+        if let Some(journal) = &self.journal {
+            journal.let_go_of_removed();
+        }
+        let mut was_freed = false;
+        loop {
+            let Some((_, node)) = self.removed_files.lock().pop_lru() else {
+                return was_freed;
+            };
+            node.close_if_unused();
+            was_freed = true;
+        }
+    }
+
+    /// Does what takes descriptors; if there are none, gives back those that are kept for later, and tries again. For who holds no lock of a node.
+    fn with_descriptors<T>(&self, act: impl Fn() -> FsResult<T>) -> FsResult<T> {
         match act() {
-            Err(error) if matches!(error.errno(), libc::ENOSPC | libc::EDQUOT) => {
-                let mut removed = Vec::new();
-                while let Some((_, node)) = self.removed_files.lock().pop_lru() {
-                    removed.push(node);
-                }
-                if removed.is_empty() {
-                    return Err(error);
-                }
-                removed.iter().for_each(|node| node.close_if_unused());
+            Err(error) if matches!(error.errno(), libc::EMFILE | libc::ENFILE) => {
+                self.free_descriptors();
                 act()
             }
             result => result,
         }
     }
 
-    /// Closes a file that nothing needs open: no handle, and no seal still to be set.
+    fn free_descriptors(&self) {
+        let close_idle = || {
+            loop {
+                let Some((_, node)) = self.idle_files.lock().pop_lru() else {
+                    return;
+                };
+                self.let_go(&node);
+            }
+        };
+        self.dirs.lock().clear();
+        close_idle();
+        // Files that are to be sealed stay open until they are, and a slow disk may have many of them wait.
+        self.seal_now();
+        close_idle();
+        if let Some(journal) = &self.journal
+            && let Err(error) = journal.checkpoint()
+        {
+            log::warn!("files stay open, the journal cannot begin anew: {error}");
+        }
+    }
+
+    /// Closes a file that nothing needs open: no handle, and no seal still to be set or to be made to admit one name only.
     fn let_go(&self, node: &Node) {
         let mut slot = node.file.lock();
-        let unsealed = slot
-            .as_ref()
-            .is_some_and(|file| file.content().is_some_and(|content| content.begin_seal().is_some()));
+        // What another machine is writing is not this one's to seal.
+        let is_ours = |content: &FileContent| !self.options.shared || content.changes() > 0;
+        let content = slot.as_ref().and_then(|file| file.content());
+        let unsealed = content.is_some_and(|content| content.begin_seal().is_some() && is_ours(content))
+            || node.unsettled.load(Ordering::Acquire);
         // Without a name it cannot be opened again, and the kernel may still ask for it.
         let in_use = node.is_open() || (node.is_dead() && !node.is_forgotten());
-        if !in_use && (!unsealed || node.is_dead() || self.options.read_only) {
-            *slot = None;
+        if !in_use
+            && (!unsealed || node.is_dead() || self.options.read_only)
+            && let Some(file) = slot.take()
+        {
+            node.remember_epoch(&file);
         }
     }
 }
@@ -460,8 +681,12 @@ struct OpenDirectory {
 }
 
 impl OpenDirectory {
+    fn state(&self) -> &DirectoryState {
+        self.node.directory.as_ref().expect("only a directory is opened as one")
+    }
+
     fn keys(&self) -> &DirectoryKeys {
-        self.node.keys.get().expect("a directory is opened with its keys")
+        self.state().keys.get().expect("a directory is opened with its keys")
     }
 
     /// Returns the name on disk of an entry.

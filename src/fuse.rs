@@ -1,15 +1,21 @@
 //! Speaks FUSE: decodes requests, calls `fs`, replies, logs. The only module that knows the fuser crate.
 
 mod adapter;
+mod asks;
+mod awake;
 mod kernel;
+mod keys;
 mod mountpoint;
 mod pool;
+mod records;
 mod request;
 mod server;
+mod unmounter;
 mod uring;
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -21,16 +27,30 @@ use signal_hook::{
     iterator::Signals,
 };
 
-pub use self::mountpoint::{Mounted, find_mount, is_kernel_option};
 use self::{
     adapter::Adapter,
+    asks::Asks,
+    awake::Wakefulness,
     kernel::Wanted,
+    keys::KeyChecks,
     mountpoint::Mountpoint,
     pool::Pool,
+    records::FileRecords,
     server::Server,
     uring::{RingThreads, Rings},
 };
-use crate::fs::Fs;
+pub use self::{
+    mountpoint::{Mounted, find_mount, is_kernel_option},
+    unmounter::Unmounter,
+};
+use crate::{
+    fs::Fs,
+    sandbox::Sandbox,
+    vault::{
+        home::FileAudit,
+        keeper::{Keeper, Source},
+    },
+};
 
 /// How often an idle mount is looked at.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
@@ -50,6 +70,18 @@ pub enum Transport {
     Device,
 }
 
+/// Whether processors are kept awake while requests come fast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StayAwake {
+    /// Where it helps: requests come over io_uring, and processors without work halt under a hypervisor.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// How and where to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -67,8 +99,14 @@ pub struct MountOptions {
     pub idle: Option<Duration>,
     /// How requests come from the kernel.
     pub transport: Transport,
+    /// Whether processors are kept awake.
+    pub stay_awake: StayAwake,
     /// Threads that serve requests; chosen by the number of processors if not given.
     pub threads: Option<usize>,
+    /// What the process gives up before it serves.
+    pub sandbox: Arc<Sandbox>,
+    /// What unmounts, which who has given that up cannot.
+    pub unmounter: Arc<Unmounter>,
 }
 
 /// Why a vault could not be mounted.
@@ -156,19 +194,37 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
     mountpoint::unmount(path, lazy)
 }
 
-/// Mounts a filesystem and serves it until it is unmounted, also by SIGTERM, SIGINT or SIGHUP; then seals what was changed.
+/// Mounts a filesystem and serves it until it is unmounted, also by SIGTERM, SIGINT or the end of the terminal; then seals what was changed.
 ///
-/// `ready` is called once applications can use the mount.
+/// Meanwhile `keeper` is asked whether the vault's keys may still be used; SIGHUP has it asked at once. `ready` is called once applications can use the
+/// mount.
+/// Where there is an `audit`, it is told who opens which file.
 ///
 /// # Errors
 ///
 /// Why it could not be mounted, or what ended it.
-pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(), MountError> {
+pub fn mount<S>(
+    fs: Fs,
+    keeper: Keeper<S>,
+    options: &MountOptions,
+    audit: Option<FileAudit>,
+    ready: impl FnOnce(),
+) -> Result<(), MountError>
+where
+    S: Source + Send + 'static,
+{
     let fs = Arc::new(fs);
-    let connection = match Connection::new(&fs, options, options.transport) {
+    let records = audit
+        .map(|audit| FileRecords::start(audit, &options.sandbox))
+        .transpose();
+    let records = records.map_err(MountError::Session)?.map(Arc::new);
+    // Before: who sees the mount may ask for its end.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(MountError::Session)?;
+    let signal_handle = signals.handle();
+    let connection = match Connection::new(&fs, options, options.transport, records.as_ref()) {
         Err(MountError::NoUring(error)) if options.transport == Transport::Auto => {
             log::warn!("no io_uring, requests come through /dev/fuse: {error}");
-            Connection::new(&fs, options, Transport::Device)
+            Connection::new(&fs, options, Transport::Device, records.as_ref())
         }
         result => result,
     };
@@ -179,26 +235,41 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
         ring_threads,
     } = connection?;
     kernel::tune(mountpoint.path());
+    let stay_awake = match options.stay_awake {
+        StayAwake::Auto => ring_threads.is_some() && awake::helps(),
+        StayAwake::Always => true,
+        StayAwake::Never => false,
+    };
+    // Files of the system were read. This thread and those to come; the ones that are there have entered.
+    options.sandbox.enter_thread();
+    let unmounter = &options.unmounter;
+    if stay_awake {
+        match Wakefulness::new() {
+            Ok(awake) => server.set_awake(awake),
+            // Without it the mount works, it is only slower.
+            Err(error) => log::warn!("processors are not kept awake: {error}"),
+        }
+    }
     let sealer = {
         let fs = fs.clone();
         thread::Builder::new()
             .name("sealer".into())
             .spawn(move || fs.run_sealer())
     };
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(MountError::Session)?;
-    let signal_handle = signals.handle();
-    let path = mountpoint.path().to_owned();
-    let on_signal = thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || unmount_on_signal(signals, &path));
+    let journal = {
+        let fs = fs.clone();
+        thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || fs.run_journal())
+    };
+    let keys = KeyChecks::start(keeper, fs.clone(), session.notifier()).map_err(MountError::Session)?;
     if let Some(idle) = options.idle {
-        let path = mountpoint.path().to_owned();
-        let server = server.clone();
+        let (unmounter, server) = (unmounter.clone(), server.clone());
         let unmount_when_idle = move || {
             loop {
                 thread::sleep(IDLE_CHECK);
                 // Refused while a file or directory is in use: then it is not idle.
-                if server.idle_for() >= idle && mountpoint::unmount(&path, false).is_ok() {
+                if server.idle_for() >= idle && unmounter.unmount(false).is_ok() {
                     log::info!("unmounted after {} without use", humantime::format_duration(idle));
                     return;
                 }
@@ -210,13 +281,27 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
         }
     }
     ready();
+    let on_signal = {
+        let (unmounter, keys) = (unmounter.clone(), keys.clone());
+        // Only now: who goes to the background has let go of the terminal.
+        let terminal = Terminal::of_process();
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || serve_signals(signals, &unmounter, &keys, &terminal))
+    };
+    // All threads but those of the session are there, and have done what only their start needs.
+    options.sandbox.enter_process();
     let served = session.run();
     if let Some(threads) = ring_threads {
         threads.join();
     }
     signal_handle.close();
+    keys.end();
+    if let Some(records) = records {
+        records.finish();
+    }
     fs.stop_sealer();
-    for thread in [sealer, on_signal].into_iter().flatten() {
+    for thread in [sealer, journal, on_signal].into_iter().flatten() {
         if thread.join().is_err() {
             log::error!("a background thread failed");
         }
@@ -224,6 +309,7 @@ pub fn mount(fs: Fs, options: &MountOptions, ready: impl FnOnce()) -> Result<(),
     if !fs.options().read_only {
         fs.seal_all();
     }
+    fs.finish_record();
     served.map_err(MountError::Session)
 }
 
@@ -237,25 +323,35 @@ struct Connection {
 
 impl Connection {
     /// Mounts, and agrees with the kernel on how requests come. Leaves no mount behind where that fails.
-    fn new(fs: &Arc<Fs>, options: &MountOptions, transport: Transport) -> Result<Self, MountError> {
-        let server = Arc::new(Server::new(fs.clone()));
-        let slow = Arc::new(Pool::new("slow", SLOW_THREADS));
-        let rings = prepare_rings(transport, &server, &slow)?;
+    fn new(
+        fs: &Arc<Fs>,
+        options: &MountOptions,
+        transport: Transport,
+        records: Option<&Arc<FileRecords>>,
+    ) -> Result<Self, MountError> {
+        let server = Arc::new(Server::new(fs.clone(), records.cloned()));
+        let slow = Arc::new(Pool::new("slow", SLOW_THREADS, &options.sandbox));
+        let asks = Asks::default();
+        let rings = prepare_rings(transport, &server, &slow, &asks)?;
         let wanted = Wanted {
             shared: fs.options().shared,
             acl: fs.options().acl,
             uring: rings.is_some(),
         };
-        let adapter = Adapter::new(server.clone(), slow, wanted);
+        let adapter = Adapter::new(server.clone(), slow, asks, wanted);
         let mountpoint = Mountpoint::mount(options)?;
         let connect = || {
-            let config = kernel::session_config(options);
+            let config = kernel::session_config(options, rings.is_some());
             let session = fuser::Session::from_fd(adapter, mountpoint.device()?, fuser::SessionACL::All, config)
                 .map_err(MountError::Session)?;
             // The kernel knows of the rings now, and waits for them: there is no way back to /dev/fuse in this mount.
             let device = mountpoint.device()?;
-            let ring_threads = rings.map(|rings| rings.start(&device)).transpose();
-            Ok((session, ring_threads.map_err(MountError::NoUring)?))
+            let ring_threads = match rings.map(|rings| rings.start(&device, &options.sandbox)).transpose() {
+                // Someone was fast. Whoever mounted again now would undo it; the session ends by itself.
+                Err(_) if mountpoint.is_gone() => None,
+                started => started.map_err(MountError::NoUring)?,
+            };
+            Ok((session, ring_threads))
         };
         match connect() {
             Ok((session, ring_threads)) => {
@@ -268,37 +364,73 @@ impl Connection {
                 })
             }
             Err(error) => {
-                mountpoint.unmount_now();
+                if !mountpoint.is_gone() {
+                    mountpoint.unmount_now();
+                }
                 Err(error)
             }
         }
     }
 }
 
-fn prepare_rings(transport: Transport, server: &Arc<Server>, slow: &Arc<Pool>) -> Result<Option<Rings>, MountError> {
+fn prepare_rings(
+    transport: Transport,
+    server: &Arc<Server>,
+    slow: &Arc<Pool>,
+    asks: &Asks,
+) -> Result<Option<Rings>, MountError> {
     match transport {
         Transport::Device => Ok(None),
         Transport::Auto if !uring::is_offered() => Ok(None),
+        // What waits for who has a key would keep an entry of a ring, of which others have need.
+        Transport::Auto if server.fs().defers() => Ok(None),
         Transport::Uring if !uring::is_offered() => Err(MountError::NoUring(io::ErrorKind::Unsupported.into())),
         Transport::Auto | Transport::Uring => {
-            let rings = Rings::prepare(server, slow).map_err(MountError::NoUring)?;
+            let rings = Rings::prepare(server, slow, asks).map_err(MountError::NoUring)?;
             Ok(Some(rings))
         }
     }
 }
 
-/// Unmounts when a signal asks for it; while the mount is in use, detaches it, so that the last user ends it.
-fn unmount_on_signal(mut signals: Signals, path: &Path) {
+/// The terminal that the process was called from, if it still belongs to one.
+struct Terminal {
+    was_there: bool,
+}
+
+impl Terminal {
+    fn of_process() -> Self {
+        Terminal {
+            was_there: Self::is_there(),
+        }
+    }
+
+    fn is_there() -> bool {
+        io::stdin().is_terminal() || io::stderr().is_terminal()
+    }
+
+    /// Tells whether it was closed: what was called from it ends with it.
+    fn is_gone(&self) -> bool {
+        self.was_there && !Self::is_there()
+    }
+}
+
+/// Has keys asked for, or unmounts, as a signal says; while the mount is in use, detaches it, so that the last user ends it.
+fn serve_signals(mut signals: Signals, unmounter: &Unmounter, keys: &KeyChecks, terminal: &Terminal) {
     for signal in &mut signals {
+        if signal == SIGHUP && !terminal.is_gone() {
+            log::info!("asking for the vault's keys on signal {signal}");
+            keys.check_now();
+            continue;
+        }
         log::info!("unmounting on signal {signal}");
-        if mountpoint::unmount(path, false).is_ok() {
+        if unmounter.unmount(false).is_ok() {
             return;
         }
         log::warn!(
             "{} is in use: detached, and served until its last user is gone",
-            path.display()
+            unmounter.path().display()
         );
-        if let Err(error) = mountpoint::unmount(path, true) {
+        if let Err(error) = unmounter.unmount(true) {
             log::error!("{error}");
         }
     }

@@ -66,6 +66,18 @@ id!(
     /// Names a keystore.
     KeystoreId
 );
+id!(
+    /// Names one audit log of a keystore, which may have begun others before.
+    LogId
+);
+id!(
+    /// Names one local record of a vault: another one begins with another name.
+    RecordId
+);
+id!(
+    /// Names one snapshot of a vault; its key comes from it.
+    SnapshotId
+);
 
 /// The number of a vault key: new files use the current one, old headers name theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

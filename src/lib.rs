@@ -2,6 +2,7 @@
 //!
 //! Modules stand on floors, each using only lower ones; `docs/ARCHITECTURE.md` has the map.
 
+pub mod agent;
 pub mod backing;
 pub mod cli;
 pub mod crypto;
@@ -11,5 +12,6 @@ pub mod fsck;
 pub mod fuse;
 pub mod ids;
 pub mod keystore;
+pub mod sandbox;
 pub mod units;
 pub mod vault;

@@ -2,31 +2,52 @@
 //!
 //! What is here works on the backing directory by names on disk; who may do what, inodes and caches are the concern of `fs`.
 
+pub mod access;
+pub mod beginning;
+pub mod choice;
 pub mod content;
+pub mod facts;
 pub mod file;
+pub mod freshness;
 pub mod home;
+pub mod journal;
+pub mod keeper;
+pub mod own_keys;
+pub mod path;
+pub mod record;
 pub mod rewrap;
+pub mod sealed;
+pub mod snapshot;
+pub mod tree;
 
-use std::{collections::BTreeMap, fmt, io};
+use std::{collections::BTreeMap, fmt, io, sync::Arc};
 
 use zeroize::Zeroize;
 
 use crate::{
-    backing::Dir,
+    backing::{BackingFile, Dir},
     crypto::{
         keys::{DataKey, MacKey, NamesRoot, SivKey, WrappingKey},
         random,
+        record::RecordKey,
     },
     format::{
         FormatError,
         directory::{self, DIRECTORY_HEADER_SIZE, DirectoryHeader},
-        header::{FileHeader, HEADER_SIZE, UnverifiedHeader},
+        header::{FileHeader, HEADER_SIZE_MAX, UnverifiedHeader},
         layout::Layout,
         name::{self, DiskName, LONG_NAME_FILE_MAX},
         xattr::XattrKeys,
     },
-    ids::{DirectoryId, Epoch, FileId, VaultId},
-    vault::content::ContentError,
+    ids::{DirectoryId, Epoch, FileId, SnapshotId, VaultId},
+    keystore::KeyError,
+    vault::{
+        access::EpochAccess,
+        choice::{KeyChoice, KeyOfFile},
+        content::ContentError,
+        own_keys::{Ask, NewOwnKey, OwnAccess, OwnKeys},
+        record::Backwards,
+    },
 };
 
 /// Why a file or directory of the vault cannot be used. The rest of the vault can.
@@ -40,8 +61,12 @@ pub enum VaultError {
     HeaderDamaged(FileId, FormatError),
     /// The file's header lies in a directory that is not its own.
     HeaderMisplaced(FileId),
-    /// The file's header is of an epoch that this vault does not have, or whose key is not at hand.
+    /// The file's header is of an epoch that this vault does not have.
     EpochMissing(Epoch),
+    /// The file's header is of an epoch whose key its custodian does not give, or did not when it was last asked.
+    EpochKey(Epoch, KeyError),
+    /// Who has the key of a file without a bucket key has to be asked first, which nobody else is to wait for.
+    KeyNeeded(Arc<Ask>),
     /// The directory's header does not decode or authenticate.
     DirectoryDamaged(FormatError),
     /// The directory is under a name or in a directory that is not its own.
@@ -54,6 +79,8 @@ pub enum VaultError {
     XattrDamaged(FormatError),
     /// The content cannot be read, written or trusted.
     Content(ContentError),
+    /// The file is older than when it was last seen here, and such files are refused.
+    RolledBack(Backwards),
 }
 
 impl fmt::Display for VaultError {
@@ -66,12 +93,15 @@ impl fmt::Display for VaultError {
                 write!(f, "its header {} belongs to another directory", name::header_file(*id))
             }
             VaultError::EpochMissing(epoch) => write!(f, "its header is of epoch {epoch}, whose key is not here"),
+            VaultError::EpochKey(epoch, error) => write!(f, "its header is of epoch {epoch}: {error}"),
+            VaultError::KeyNeeded(ask) => write!(f, "it has no bucket key, and key {} was not asked for it", ask.key()),
             VaultError::DirectoryDamaged(error) => write!(f, "its {}: {error}", name::DIRECTORY_HEADER),
             VaultError::DirectoryMisplaced => f.write_str("directory moved or renamed by someone outside hushfs"),
             VaultError::NameDamaged(error) => write!(f, "its name: {error}"),
             VaultError::LinkDamaged(error) => write!(f, "its target: {error}"),
             VaultError::XattrDamaged(error) => write!(f, "an extended attribute: {error}"),
             VaultError::Content(error) => error.fmt(f),
+            VaultError::RolledBack(backwards) => backwards.fmt(f),
         }
     }
 }
@@ -81,6 +111,7 @@ impl std::error::Error for VaultError {
         match self {
             VaultError::Io(error) => Some(error),
             VaultError::Content(error) => Some(error),
+            VaultError::EpochKey(_, error) => Some(error),
             _ => None,
         }
     }
@@ -101,21 +132,33 @@ impl From<ContentError> for VaultError {
     }
 }
 
-/// The wrapping keys of a vault's epochs.
+/// The wrapping keys of a vault's epochs, and why there is none where there is none.
 #[derive(Debug)]
 pub struct EpochKeys {
-    keys: BTreeMap<Epoch, WrappingKey>,
+    keys: BTreeMap<Epoch, Arc<EpochAccess>>,
     current: Epoch,
 }
 
 impl EpochKeys {
-    /// Gathers the keys that were opened; that of the current epoch must be among them.
-    pub fn new(keys: BTreeMap<Epoch, WrappingKey>, current: Epoch) -> Self {
-        assert!(
-            keys.contains_key(&current),
-            "a vault opens with the key of its current epoch"
-        );
-        EpochKeys { keys, current }
+    /// Starts with the key of the current epoch, without which no vault opens.
+    pub fn new(current: Epoch, key: WrappingKey) -> Self {
+        let mut this = EpochKeys {
+            keys: BTreeMap::new(),
+            current,
+        };
+        this.insert(current, Ok(key));
+        this
+    }
+
+    /// Adds the key of an epoch, or why it does not open.
+    pub fn insert(&mut self, epoch: Epoch, key: Result<WrappingKey, KeyError>) {
+        self.keys.insert(epoch, Arc::new(EpochAccess::new(epoch, key)));
+    }
+
+    /// Makes an epoch the current one.
+    pub fn advance(&mut self, epoch: Epoch, key: WrappingKey) {
+        self.insert(epoch, Ok(key));
+        self.current = epoch;
     }
 
     /// Returns the epoch that new files use.
@@ -123,13 +166,27 @@ impl EpochKeys {
         self.current
     }
 
+    /// Returns the keys of all epochs, by rising number, with whether they may be used.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<EpochAccess>> {
+        self.keys.values()
+    }
+
+    /// Returns the key of an epoch, with whether it may be used.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::EpochMissing`].
+    pub fn access(&self, epoch: Epoch) -> Result<&Arc<EpochAccess>, VaultError> {
+        self.keys.get(&epoch).ok_or(VaultError::EpochMissing(epoch))
+    }
+
     /// Returns the key that wraps data keys in an epoch.
     ///
     /// # Errors
     ///
-    /// [`VaultError::EpochMissing`]: never a default, and an error of the file at hand only.
+    /// [`VaultError::EpochMissing`] or [`VaultError::EpochKey`]: never a default, and an error of the file at hand only.
     pub fn wrapping_key(&self, epoch: Epoch) -> Result<&WrappingKey, VaultError> {
-        self.keys.get(&epoch).ok_or(VaultError::EpochMissing(epoch))
+        self.access(epoch)?.key()
     }
 }
 
@@ -139,6 +196,8 @@ pub struct Vault {
     id: VaultId,
     layout: Layout,
     epochs: EpochKeys,
+    choice: KeyChoice,
+    own_keys: OwnKeys,
     names_root: NamesRoot,
     directory_header_key: MacKey,
     symlink_key: SivKey,
@@ -186,6 +245,8 @@ impl Vault {
             id,
             layout,
             epochs,
+            choice: KeyChoice::default(),
+            own_keys: OwnKeys::new(id),
             directory_header_key: names_root.directory_header_key(),
             symlink_key: names_root.symlink_key(),
             xattr_keys: XattrKeys {
@@ -211,9 +272,47 @@ impl Vault {
         &self.epochs
     }
 
+    /// Returns which keys files have and get.
+    pub fn choice(&self) -> &KeyChoice {
+        &self.choice
+    }
+
+    /// Returns the secrets of files without a bucket key.
+    pub fn own_keys(&self) -> &OwnKeys {
+        &self.own_keys
+    }
+
+    /// Returns the key of a new file, unless its directory has one of its own.
+    pub fn key_of_new_files(&self) -> KeyOfFile {
+        let of_vault = || KeyOfFile {
+            epoch: self.epochs.current(),
+            bucket_key: self.choice.has_bucket_key(),
+        };
+        self.choice.customer().map_or_else(of_vault, KeyOfFile::of_epoch)
+    }
+
+    /// Returns the epoch that new files of the same key as an epoch's use.
+    pub fn newest_epoch_like(&self, epoch: Epoch) -> Epoch {
+        self.choice.newest_like(epoch).unwrap_or(self.epochs.current())
+    }
+
+    /// Returns the key for another header of a file that keeps its key: the newest epoch of it that can be used.
+    pub fn key_to_keep(&self, key: KeyOfFile) -> KeyOfFile {
+        let newest = self.newest_epoch_like(key.epoch);
+        match self.epochs.wrapping_key(newest) {
+            Ok(_) => KeyOfFile { epoch: newest, ..key },
+            Err(_) => key,
+        }
+    }
+
     /// Returns the key of the targets of symbolic links.
     pub fn symlink_key(&self) -> &SivKey {
         &self.symlink_key
+    }
+
+    /// Returns the key of the MACs in journals.
+    pub fn journal_key(&self) -> MacKey {
+        self.names_root.journal_key()
     }
 
     /// Returns the keys of extended attributes.
@@ -221,16 +320,32 @@ impl Vault {
         &self.xattr_keys
     }
 
+    /// Returns the key of what was seen of the vault.
+    pub fn record_key(&self) -> RecordKey {
+        self.names_root.record_key()
+    }
+
+    /// Returns the key of a snapshot of the vault.
+    pub fn snapshot_key(&self, snapshot: SnapshotId) -> SivKey {
+        self.names_root.snapshot_key(snapshot)
+    }
+
     /// Returns the keys of the root directory.
     pub fn root_keys(&self) -> DirectoryKeys {
         self.directory_keys(self.names_root.root_directory_id())
     }
 
-    fn directory_keys(&self, id: DirectoryId) -> DirectoryKeys {
+    /// Returns the keys of a directory whose id is known.
+    pub fn directory_keys(&self, id: DirectoryId) -> DirectoryKeys {
         DirectoryKeys {
             id,
             name_key: self.names_root.directory_name_key(id),
         }
+    }
+
+    /// Returns the keys of a directory that is made under a name, which it keeps until it is renamed.
+    pub fn born_directory_keys(&self, parent: DirectoryId, name: &[u8]) -> DirectoryKeys {
+        self.directory_keys(self.names_root.directory_id(parent, name))
     }
 
     /// Returns the keys of a directory found under a name.
@@ -240,7 +355,7 @@ impl Vault {
     /// [`VaultError::DirectoryDamaged`] or [`VaultError::DirectoryMisplaced`] when its header is not its own.
     pub fn load_directory(&self, dir: &Dir, parent: DirectoryId, name: &[u8]) -> Result<DirectoryKeys, VaultError> {
         let Some(header) = self.load_directory_header(dir)? else {
-            return Ok(self.directory_keys(self.names_root.directory_id(parent, name)));
+            return Ok(self.born_directory_keys(parent, name));
         };
         if !header.admits(&directory::place(&self.directory_header_key, parent, name)) {
             return Err(VaultError::DirectoryMisplaced);
@@ -315,15 +430,31 @@ impl Vault {
         Ok(())
     }
 
-    /// Makes a header with a new file id and a new data key.
+    /// Makes a header with a new file id and a new data key, of the epoch that new files use, and with a bucket key.
     pub fn new_header(&self, directory: DirectoryId) -> FileHeader {
-        FileHeader::new(
-            self.layout.suite(),
-            self.epochs.current(),
-            FileId(random::bytes()),
-            directory,
-            DataKey::new(random::key()),
-        )
+        self.new_header_of(self.key_of_new_files().epoch, directory)
+    }
+
+    /// As [`new_header`](Self::new_header), of another epoch.
+    pub fn new_header_of(&self, epoch: Epoch, directory: DirectoryId) -> FileHeader {
+        let (id, key) = random::id_and_key();
+        FileHeader::new(self.layout.suite(), epoch, FileId(id), directory, DataKey::new(key))
+    }
+
+    /// Makes a header with a new data key, which a secret of the file's own wraps.
+    pub fn new_header_without_bucket_key(&self, new: &NewOwnKey, directory: DirectoryId) -> FileHeader {
+        let (_, key) = random::id_and_key();
+        let header = FileHeader::new(self.layout.suite(), new.epoch, new.file, directory, DataKey::new(key));
+        FileHeader {
+            own: Some(new.own().clone()),
+            ..header
+        }
+    }
+
+    /// Returns whether a file may be used that has no bucket key; nothing where it has one.
+    pub fn own_access(&self, header: &FileHeader) -> Option<Arc<OwnAccess>> {
+        let own = header.own.as_ref()?;
+        Some(self.own_keys.access(header.fields.file, header.fields.epoch, own))
     }
 
     /// Loads and verifies a file's header from its directory.
@@ -332,18 +463,22 @@ impl Vault {
     ///
     /// The [`VaultError`] that says what is wrong with it.
     pub fn load_header(&self, dir: &Dir, directory: DirectoryId, file: FileId) -> Result<FileHeader, VaultError> {
-        let mut bytes = match dir.read_small(&name::header_file(file), HEADER_SIZE) {
-            Ok(bytes) => bytes.ok_or(VaultError::HeaderMissing(file))?,
-            Err(error) if error.raw_os_error() == Some(libc::EFBIG) => {
-                return Err(VaultError::HeaderDamaged(file, FormatError::TrailingBytes));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let header = self.verify_header(file, &bytes)?;
-        bytes.zeroize();
+        let header = self.load_header_of_any(dir, file)?;
         if header.fields.directory != directory {
             return Err(VaultError::HeaderMisplaced(file));
         }
+        Ok(header)
+    }
+
+    /// As [`load_header`](Self::load_header), of a header that may be for another directory: for who looks what has become of it.
+    ///
+    /// # Errors
+    ///
+    /// The [`VaultError`] that says what is wrong with it.
+    pub fn load_header_of_any(&self, dir: &Dir, file: FileId) -> Result<FileHeader, VaultError> {
+        let mut bytes = read_header(dir, file)?;
+        let header = self.verify_header(file, &bytes)?;
+        bytes.zeroize();
         Ok(header)
     }
 
@@ -352,9 +487,14 @@ impl Vault {
         let damaged = |error| VaultError::HeaderDamaged(file, error);
         let header = UnverifiedHeader::decode(bytes).map_err(damaged)?;
         let key = self.epochs.wrapping_key(header.epoch())?;
-        let header = header
-            .verify(self.id, key)
-            .map_err(|_| damaged(FormatError::NotAuthentic))?;
+        let verified = match header.own() {
+            None => header.verify(self.id, key),
+            Some(wrap) => {
+                let access = self.own_keys.known(file, header.epoch(), wrap)?;
+                header.verify_own(self.id, access.own())
+            }
+        };
+        let header = verified.map_err(|_| damaged(FormatError::NotAuthentic))?;
         if header.fields.file != file {
             return Err(damaged(FormatError::NotAuthentic));
         }
@@ -364,50 +504,93 @@ impl Vault {
         Ok(header)
     }
 
-    /// Verifies a file's header and encodes it anew under the current epoch; nothing when it is of that already.
+    /// Verifies a file's header and encodes it anew, of another epoch or with or without a bucket key; nothing when it is so already.
     ///
-    /// The directory stays the one that the header names, whether it lies there or not: whoever opens the file compares.
+    /// The directory stays the one that the header names, whether it lies there or not: whoever opens the file compares. What is returned
+    /// was opened once, to the same key: the old version can be replaced.
     ///
     /// # Errors
     ///
     /// The [`VaultError`] that says what is wrong with it.
-    pub fn rewrap_header(&self, file: FileId, bytes: &[u8]) -> Result<Option<[u8; HEADER_SIZE]>, VaultError> {
-        let mut header = self.verify_header(file, bytes)?;
-        if header.fields.epoch == self.epochs.current() {
+    pub fn rewrap_header(&self, file: FileId, bytes: &[u8], key: KeyOfFile) -> Result<Option<Vec<u8>>, VaultError> {
+        let claimed = UnverifiedHeader::decode(bytes).map_err(|error| VaultError::HeaderDamaged(file, error))?;
+        if claimed.own().is_some() && !key.bucket_key && claimed.epoch() == key.epoch {
+            // To open it would take a call, for nothing but to know; `verify` is for that.
             return Ok(None);
         }
-        header.fields.epoch = self.epochs.current();
-        self.encode_header(&header).map(Some)
+        let mut header = match self.verify_header(file, bytes) {
+            // Nothing is to be done, whoever has the key.
+            Err(VaultError::EpochKey(own, _)) if own == key.epoch && claimed.own().is_none() && key.bucket_key => {
+                return Ok(None);
+            }
+            verified => verified?,
+        };
+        if header.fields.epoch == key.epoch && header.own.is_none() && key.bucket_key {
+            return Ok(None);
+        }
+        header.fields.epoch = key.epoch;
+        header.own = match key.bucket_key {
+            true => None,
+            false => Some(self.own_keys.for_file(key.epoch, file)?.own().clone()),
+        };
+        let rewrapped = self.encode_header(&header)?;
+        let again = self.verify_header(file, &rewrapped)?;
+        // Its commitment was checked against its key, and is the one that the data file has.
+        if again.fields != header.fields {
+            return Err(VaultError::HeaderDamaged(file, FormatError::NotAuthentic));
+        }
+        Ok(Some(rewrapped))
     }
 
-    /// Stores a header in the directory it names. It is not durable yet.
+    /// Stores a header in the directory it names, and returns its file. It is not durable yet.
     ///
     /// # Errors
     ///
     /// What the backing filesystem gives; no header is left then.
-    pub fn store_header(&self, dir: &Dir, header: &FileHeader) -> Result<(), VaultError> {
-        dir.write_small(&name::header_file(header.fields.file), &self.encode_header(header)?)?;
-        Ok(())
+    pub fn store_header(&self, dir: &Dir, header: &FileHeader) -> Result<BackingFile, VaultError> {
+        let bytes = self.encode_header(header)?;
+        Ok(dir.write_small(&name::header_file(header.fields.file), &bytes)?)
     }
 
-    /// Encodes a header under the key of its epoch.
+    /// Encodes a header, under the key of its epoch or the file's own secret.
     ///
     /// # Errors
     ///
     /// [`VaultError::EpochMissing`].
-    pub fn encode_header(&self, header: &FileHeader) -> Result<[u8; HEADER_SIZE], VaultError> {
+    pub fn encode_header(&self, header: &FileHeader) -> Result<Vec<u8>, VaultError> {
         let key = self.epochs.wrapping_key(header.fields.epoch)?;
         Ok(header.encode(self.id, key))
     }
 
-    /// Makes the header with which a file can also be opened from another directory.
+    /// Makes the header with which a file can also be opened from another directory, under the same key.
     pub fn header_for_directory(&self, header: FileHeader, directory: DirectoryId) -> FileHeader {
-        FileHeader::new(
-            header.fields.suite,
-            self.epochs.current(),
-            header.fields.file,
-            directory,
-            header.data_key,
-        )
+        let Some(own) = header.own else {
+            let key = KeyOfFile::of_epoch(header.fields.epoch);
+            return FileHeader::new(
+                header.fields.suite,
+                self.key_to_keep(key).epoch,
+                header.fields.file,
+                directory,
+                header.data_key,
+            );
+        };
+        // The secret stays, and with it the epoch: it is wrapped under the version that the key had then.
+        let fields = header.fields;
+        let header = FileHeader::new(fields.suite, fields.epoch, fields.file, directory, header.data_key);
+        FileHeader {
+            own: Some(own),
+            ..header
+        }
+    }
+}
+
+/// Reads a file's header, whatever it is worth.
+fn read_header(dir: &Dir, file: FileId) -> Result<Vec<u8>, VaultError> {
+    match dir.read_small(&name::header_file(file), HEADER_SIZE_MAX) {
+        Ok(bytes) => bytes.ok_or(VaultError::HeaderMissing(file)),
+        Err(error) if error.raw_os_error() == Some(libc::EFBIG) => {
+            Err(VaultError::HeaderDamaged(file, FormatError::TrailingBytes))
+        }
+        Err(error) => Err(error.into()),
     }
 }

@@ -5,14 +5,15 @@ mod support;
 use std::{
     fs,
     io::Write,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use support::{Bench, HUSHFS, can_mount, which};
+use rustix::mount::UnmountFlags;
+use support::{Bench, HUSHFS, Rng, can_mount, which};
 use tempfile::TempDir;
 
 /// Asserts that a command ended with this code and one line that says so.
@@ -121,7 +122,7 @@ fn directories_that_are_no_vault_of_ours() {
     let output = mount_fails(&bench, &[]);
     assert_fails(&output, 4, "");
     let mut newer = right.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     fs::write(&path, &newer).unwrap();
     assert_fails(&mount_fails(&bench, &[]), 5, "newer");
     fs::remove_file(&path).unwrap();
@@ -130,7 +131,7 @@ fn directories_that_are_no_vault_of_ours() {
     let keystore = bench.vault().join("keystore.hush");
     let kept = fs::read(&keystore).unwrap();
     fs::remove_file(&keystore).unwrap();
-    assert_fails(&mount_fails(&bench, &[]), 4, "keystore.hush is missing");
+    assert_fails(&mount_fails(&bench, &[]), 4, "no keystore.hush in it");
     fs::write(&keystore, kept).unwrap();
     for dir in [bench.plain(), bench.plain().join("missing"), bench.passfile()] {
         let output = bench.command("mount").arg(dir).arg(bench.mnt()).output().unwrap();
@@ -149,7 +150,7 @@ fn a_vault_that_is_mounted_already() {
     let mut second = bench.command("mount");
     let output = second.arg(bench.vault()).arg(bench.plain()).output().unwrap();
     assert_fails(&output, 6, "in use");
-    assert_fails(&bench.run("verify", &[]), 6, "in use");
+    assert_fails(&bench.run("verify", &[]), 8, "in use");
     assert_eq!(fs::read_to_string(bench.mnt().join("file")).unwrap(), "kept");
     bench.unmount();
     assert_kept(&mut bench);
@@ -282,6 +283,150 @@ fn a_full_disk_loses_nothing_that_was_synced() {
     assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
 }
 
+/// Makes an ext4 of so many megabytes.
+fn ext4(megabytes: u64) -> (SmallDisk, TempDir) {
+    let (dir, image) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let image = image.path().join("image");
+    fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+    for mut command in [Command::new("mkfs.ext4"), Command::new("mount")] {
+        let is_mount = command.get_program() == "mount";
+        command
+            .args(if is_mount { ["-o", "loop"] } else { ["-q", "-F"] })
+            .arg(&image)
+            .args(is_mount.then_some(dir.path()));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    (SmallDisk(dir.path().to_owned()), dir)
+}
+
+#[test]
+fn a_journal_is_kept_where_a_power_cut_leaves_files() {
+    if !has(
+        "a_journal_is_kept_where_a_power_cut_leaves_files",
+        &["mount", "mkfs.ext4"],
+    ) {
+        return;
+    }
+    let (_disk, on_disk) = ext4(24);
+    let in_memory = TempDir::new_in("/dev/shm").unwrap();
+    for (dir, expected) in [
+        (on_disk, [true, true, false, false]),
+        (in_memory, [false, true, false, false]),
+    ] {
+        let mut bench = Bench::in_dir(dir, &[]);
+        let options: [&[&str]; 4] = [&[], &["--journal"], &["--journal=never"], &["--shared"]];
+        for (options, expected) in options.into_iter().zip(expected) {
+            bench.mount(options);
+            for content in ["first", "other"] {
+                let mut file = fs::File::options();
+                let file = file
+                    .create(true)
+                    .truncate(false)
+                    .write(true)
+                    .open(bench.mnt().join("file"));
+                let file = file.unwrap();
+                file.write_all_at(content.as_bytes(), 0).unwrap();
+                file.sync_all().unwrap();
+            }
+            let mut names = fs::read_dir(bench.vault())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name());
+            let there = names.any(|name| name.as_encoded_bytes().starts_with(b"journal-"));
+            assert_eq!(there, expected, "{options:?} in {:?}", bench.vault());
+            bench.unmount();
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_that_has_room_again_goes_on() {
+    const FILES: usize = 12;
+    if !has("a_full_disk_that_has_room_again_goes_on", &["mount", "mkfs.ext4"]) {
+        return;
+    }
+    // Declared first, so that it goes last.
+    let (_disk, dir) = ext4(24);
+    let mut bench = Bench::in_dir(dir, &[]);
+    // The journal takes room of its own, and what is in it must find some too: here it is about the files.
+    bench.mount(&[]);
+    let mnt = bench.mnt();
+    let path = |number: usize| mnt.join(format!("file {number}"));
+    let mut rng = Rng::new(5);
+    // What is in each file for sure; where a write failed, only its front is.
+    let mut synced = vec![Vec::new(); FILES];
+    for round in 0..3 {
+        let mut refused = 0;
+        while refused < 5 {
+            let number = rng.below(FILES);
+            let data = rng.bytes(700_000);
+            let options = fs::OpenOptions::new().create(true).append(true).clone();
+            let appended = options
+                .open(path(number))
+                .and_then(|mut file| file.write_all(&data).and_then(|()| file.sync_all()));
+            match appended {
+                Ok(()) => synced[number].extend(data),
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "round {round}");
+                    refused += 1;
+                    // Back to what is known.
+                    let file = fs::File::options()
+                        .write(true)
+                        .create(true)
+                        .truncate(false)
+                        .open(path(number));
+                    file.and_then(|file| file.set_len(synced[number].len() as u64)).unwrap();
+                }
+            }
+        }
+        // Full: what is there can be overwritten, in the middle of blocks too.
+        for (number, synced) in synced
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, synced)| synced.len() > 10_000)
+        {
+            let (at, data) = (rng.below(synced.len() - 5_000), rng.bytes(5_000));
+            let file = fs::File::options().write(true).open(path(number)).unwrap();
+            file.write_all_at(&data, at as u64).unwrap();
+            file.sync_all().unwrap();
+            synced[at..at + data.len()].copy_from_slice(&data);
+        }
+        if round == 1 {
+            bench.remount();
+        }
+        for (number, expected) in synced.iter().enumerate() {
+            let found = fs::read(path(number)).unwrap_or_default();
+            assert!(
+                found == *expected,
+                "round {round}: file {number}: {} of {} bytes",
+                found.len(),
+                expected.len()
+            );
+        }
+        // Room again.
+        for number in (round..FILES).step_by(3) {
+            if path(number).exists() {
+                fs::remove_file(path(number)).unwrap();
+            }
+            synced[number].clear();
+        }
+        let file = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path(round + 1))
+            .unwrap();
+        synced[round + 1].truncate(5_000);
+        file.set_len(synced[round + 1].len() as u64).unwrap();
+    }
+    bench.remount();
+    for (number, expected) in synced.iter().enumerate() {
+        assert!(fs::read(path(number)).unwrap_or_default() == *expected, "file {number}");
+    }
+    bench.unmount();
+    bench.assert_whole("at last");
+}
+
 #[test]
 fn signals_unmount_and_seal() {
     if !can_mount() {
@@ -343,6 +488,34 @@ fn a_mount_in_the_background_is_ready_when_the_command_returns() {
     assert!(!bench.is_mounted());
     fs::write(bench.passfile(), right).unwrap();
     assert_kept(&mut bench);
+}
+
+#[test]
+fn a_mount_that_is_unmounted_at_once_does_not_come_back() {
+    if !has("unmounting at once", &[]) {
+        return;
+    }
+    let bench = bench_with_file();
+    for round in 0..20 {
+        let mut child = bench
+            .command("mount")
+            .arg("--foreground")
+            .args([bench.vault(), bench.mnt()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // As soon as the kernel has it, before the requests of the kernel are answered.
+        let begun = Instant::now();
+        while rustix::mount::unmount(bench.mnt(), UnmountFlags::DETACH).is_err() {
+            assert!(begun.elapsed().as_secs() < 60, "round {round}: it is never mounted");
+        }
+        wait_for("the end of the daemon", || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!bench.is_mounted(), "round {round}: {said}");
+        assert!(!said.contains("cannot mount"), "round {round}: {said}");
+    }
 }
 
 #[test]

@@ -4,6 +4,10 @@
 
 mod support;
 
+#[path = "format/audit.rs"]
+mod audit;
+#[path = "format/corpora.rs"]
+mod corpora;
 #[path = "format/document.rs"]
 mod document;
 #[path = "format/faults.rs"]

@@ -4,12 +4,18 @@ mod support;
 
 #[path = "mounted/acl.rs"]
 mod acl;
+#[path = "mounted/audit.rs"]
+mod audit;
 #[path = "mounted/basics.rs"]
 mod basics;
+#[path = "mounted/bucket.rs"]
+mod bucket;
 #[path = "mounted/counts.rs"]
 mod counts;
 #[path = "mounted/differential.rs"]
 mod differential;
+#[path = "mounted/keys.rs"]
+mod keys;
 #[path = "mounted/kill.rs"]
 mod kill;
 #[path = "mounted/limits.rs"]

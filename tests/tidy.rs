@@ -6,14 +6,16 @@ use std::{
 };
 
 /// The floor of each module; each uses only lower ones, and two on one floor do not know each other.
-const FLOORS: [(&str, u32); 12] = [
+const FLOORS: [(&str, u32); 14] = [
     ("units", 0),
     ("ids", 0),
     ("crypto", 1),
     ("format", 2),
     ("backing", 3),
     ("keystore", 3),
+    ("sandbox", 3),
     ("vault", 4),
+    ("agent", 5),
     ("fs", 5),
     ("fsck", 5),
     ("fuse", 6),
@@ -57,7 +59,8 @@ fn collect(root: &Path, dir: &Path, found: &mut Vec<Source>) {
             continue;
         }
         let relative = path.strip_prefix(root).unwrap().to_owned();
-        if path.extension().is_none_or(|extension| extension != "rs") || path.file_stem().unwrap() == "tests" {
+        let is_test = relative.with_extension("").iter().any(|part| part == "tests");
+        if path.extension().is_none_or(|extension| extension != "rs") || is_test {
             continue;
         }
         let first = relative.components().next().unwrap().as_os_str().to_string_lossy();

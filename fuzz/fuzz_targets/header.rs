@@ -1,17 +1,27 @@
-//! Headers of files (docs/FORMAT.md section 5.1).
+//! Headers of files (docs/FORMAT.md section 5.1): none is accepted but the ones that were written, with a bucket key and without.
 
 #![no_main]
 
-use hushfs::{
-    crypto::keys::{KeyBytes, WrappingKey},
-    format::header::UnverifiedHeader,
-    ids::VaultId,
-};
+use std::sync::Arc;
+
+use hushfs::format::header::{OwnKey, UnverifiedHeader};
+use hushfs_fuzz::VAULT;
 use libfuzzer_sys::fuzz_target;
 
+const GOOD: &[u8] = include_bytes!("../corpus/header/good");
+const GOOD_WITHOUT_BUCKET_KEY: &[u8] = include_bytes!("../corpus/header/good_without_bucket_key");
+
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(header) = UnverifiedHeader::decode(bytes) {
-        let key = WrappingKey::new(KeyBytes::copy_of(&[1; 32]));
-        assert!(header.verify(VaultId([1; 16]), &key).is_err());
-    }
+    let Ok(header) = UnverifiedHeader::decode(bytes) else {
+        assert!(bytes != GOOD && bytes != GOOD_WITHOUT_BUCKET_KEY);
+        return;
+    };
+    let verified = match header.own().cloned() {
+        None => header.verify(VAULT, &hushfs_fuzz::epoch_key().header_wrapping_key(VAULT)),
+        Some(wrap) => {
+            let key = hushfs_fuzz::epoch_key().file_wrapping_key(VAULT);
+            header.verify_own(VAULT, &Arc::new(OwnKey { key, wrap }))
+        }
+    };
+    assert_eq!(verified.is_ok(), bytes == GOOD || bytes == GOOD_WITHOUT_BUCKET_KEY);
 });

@@ -4,6 +4,7 @@ use std::{
     ffi::CStr,
     io,
     mem::MaybeUninit,
+    ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
@@ -20,6 +21,16 @@ use super::file::BackingFile;
 /// Bytes read of a directory at a time.
 const DIRECTORY_BUFFER_SIZE: usize = 64 * 1024;
 
+/// Filesystems that keep files on a disk of this machine: ext2 to ext4, XFS, Btrfs, F2FS, bcachefs and ZFS (statfs(2), linux/magic.h).
+const DISK_FILESYSTEMS: [u32; 6] = [
+    libc::EXT4_SUPER_MAGIC as u32,
+    libc::XFS_SUPER_MAGIC as u32,
+    libc::BTRFS_SUPER_MAGIC as u32,
+    libc::F2FS_SUPER_MAGIC as u32,
+    0xca45_1a4e,
+    0x2fc1_2fc1,
+];
+
 /// An open directory of the backing tree.
 #[derive(Debug)]
 pub struct Dir {
@@ -27,10 +38,10 @@ pub struct Dir {
 }
 
 /// A name in a directory, as the backing filesystem lists it.
-#[derive(Clone, Debug)]
-pub struct RawEntry {
+#[derive(Clone, Copy, Debug)]
+pub struct RawEntry<'s> {
     /// The name on disk.
-    pub name: Vec<u8>,
+    pub name: &'s [u8],
     /// The inode number.
     pub ino: u64,
     /// The kind, where the filesystem tells.
@@ -158,6 +169,15 @@ impl Dir {
         Ok(fs::fstatvfs(&self.fd)?)
     }
 
+    /// Tells whether the directory is on a disk of this machine, by a filesystem whose inodes are the same after a crash.
+    ///
+    /// # Errors
+    ///
+    /// What fstatfs(2) gives.
+    pub fn is_on_disk(&self) -> io::Result<bool> {
+        Ok(DISK_FILESYSTEMS.contains(&(fs::fstatfs(&self.fd)?.f_type as u32)))
+    }
+
     /// Reads a small file whole; nothing when it does not exist.
     ///
     /// # Errors
@@ -172,16 +192,18 @@ impl Dir {
             Err(Errno::LOOP | Errno::NXIO) => return Err(Errno::IO.into()),
             Err(error) => return Err(error.into()),
         };
+        let stat = fs::fstat(&fd)?;
         // Someone put something else in its place: damage, whatever a read of it would say.
-        if FileType::from_raw_mode(fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Errno::IO.into());
         }
-        // One byte more than allowed tells a file that is too large from one that just fits.
-        let mut bytes = vec![0; max + 1];
-        let len = super::Storage::read_at(&BackingFile::new(fd, false), &mut bytes, 0)?;
-        if len > max {
+        let size = usize::try_from(stat.st_size).unwrap_or(usize::MAX);
+        if size > max {
             return Err(Errno::FBIG.into());
         }
+        // What is added meanwhile was not there when the file was opened.
+        let mut bytes = vec![0; size];
+        let len = super::Storage::read_at(&BackingFile::new(fd, false), &mut bytes, 0)?;
         bytes.truncate(len);
         Ok(Some(bytes))
     }
@@ -253,6 +275,13 @@ impl Dir {
     /// What fsync(2) gives.
     pub fn sync(&self) -> io::Result<()> {
         Ok(fs::fsync(&self.fd)?)
+    }
+
+    /// Tells whether [`sync_filesystem`](Self::sync_filesystem) does what it says: with FUSE the kernel does not ask the program behind it.
+    pub fn can_sync_filesystem(&self) -> bool {
+        /// FUSE_SUPER_MAGIC of linux/magic.h.
+        const FUSE: u32 = 0x6573_5546;
+        fs::fstatfs(&self.fd).is_ok_and(|stat| stat.f_type as u32 != FUSE)
     }
 
     /// Makes everything on the directory's filesystem durable.
@@ -494,23 +523,24 @@ impl Dir {
         let fd = fs::openat(&self.fd, ".", flags, Mode::empty())?;
         Ok(DirStream {
             fd,
-            position: 0,
-            entries: Vec::new().into_iter(),
+            start: 0,
+            names: Vec::new(),
+            entries: Vec::new(),
+            given: 0,
         })
     }
 
-    /// Lists the whole directory.
+    /// Lists the whole directory: calls `act` for each entry, of which there may be millions.
     ///
     /// # Errors
     ///
     /// What getdents64(2) gives.
-    pub fn entries(&self) -> io::Result<Vec<RawEntry>> {
+    pub fn each_entry(&self, mut act: impl FnMut(RawEntry<'_>)) -> io::Result<()> {
         let mut stream = self.stream()?;
-        let mut all = Vec::new();
         while let Some(entry) = stream.next_entry()? {
-            all.push(entry);
+            act(entry);
         }
-        Ok(all)
+        Ok(())
     }
 }
 
@@ -550,9 +580,22 @@ pub(super) fn with_growing_buffer(call: impl Fn(&mut [u8]) -> Result<usize, Errn
 #[derive(Debug)]
 pub struct DirStream {
     fd: OwnedFd,
-    /// Where the next entry given out stands; entries read ahead are behind it.
-    position: u64,
-    entries: std::vec::IntoIter<RawEntry>,
+    /// Where the first of the entries that were read ahead stands.
+    start: u64,
+    /// The names of these entries, one behind the other.
+    names: Vec<u8>,
+    entries: Vec<ReadAhead>,
+    /// How many of them were given out.
+    given: usize,
+}
+
+/// An entry that was read ahead.
+#[derive(Debug)]
+struct ReadAhead {
+    name: Range<usize>,
+    ino: u64,
+    kind: FileType,
+    next: u64,
 }
 
 impl DirStream {
@@ -562,13 +605,15 @@ impl DirStream {
     ///
     /// What lseek(2) gives.
     pub fn seek(&mut self, position: u64) -> io::Result<()> {
-        // Going to 0 reads anew even at 0: rewinddir(3) must show what was added since.
-        if position != self.position || position == 0 {
-            fs::seek(&self.fd, SeekFrom::Start(position))?;
-            self.entries = Vec::new().into_iter();
-            self.position = position;
-        }
+        fs::seek(&self.fd, SeekFrom::Start(position))?;
+        self.read_ahead_from(position);
         Ok(())
+    }
+
+    /// Returns where the next entry stands.
+    pub fn position(&self) -> u64 {
+        let last = self.given.checked_sub(1).map(|last| self.entries[last].next);
+        last.unwrap_or(self.start)
     }
 
     /// Returns the next entry; nothing at the end.
@@ -576,36 +621,54 @@ impl DirStream {
     /// # Errors
     ///
     /// What getdents64(2) gives.
-    pub fn next_entry(&mut self) -> io::Result<Option<RawEntry>> {
-        if self.entries.len() == 0 {
+    pub fn next_entry(&mut self) -> io::Result<Option<RawEntry<'_>>> {
+        if self.given == self.entries.len() {
             self.fill()?;
         }
-        let entry = self.entries.next();
-        if let Some(entry) = &entry {
-            self.position = entry.next;
-        }
-        Ok(entry)
+        let Some(entry) = self.entries.get(self.given) else {
+            return Ok(None);
+        };
+        self.given += 1;
+        Ok(Some(RawEntry {
+            name: &self.names[entry.name.clone()],
+            ino: entry.ino,
+            kind: entry.kind,
+            next: entry.next,
+        }))
     }
 
+    /// Takes the entry back that was given out last: it comes next again, without being read again.
+    pub fn step_back(&mut self) {
+        self.given = self.given.saturating_sub(1);
+    }
+
+    fn read_ahead_from(&mut self, position: u64) {
+        self.start = position;
+        self.names.clear();
+        self.entries.clear();
+        self.given = 0;
+    }
+
+    /// Reads ahead as much as one system call gives.
     fn fill(&mut self) -> io::Result<()> {
+        self.read_ahead_from(self.position());
         let mut buffer = Box::<[u8]>::new_uninit_slice(DIRECTORY_BUFFER_SIZE);
         let mut raw = RawDir::new(&self.fd, &mut buffer[..] as &mut [MaybeUninit<u8>]);
-        let mut entries = Vec::new();
         while let Some(entry) = raw.next() {
             let entry = entry?;
             let name: &CStr = entry.file_name();
-            entries.push(RawEntry {
-                name: name.to_bytes().to_vec(),
+            let begin = self.names.len();
+            self.names.extend_from_slice(name.to_bytes());
+            self.entries.push(ReadAhead {
+                name: begin..self.names.len(),
                 ino: entry.ino(),
                 kind: entry.file_type(),
                 next: entry.next_entry_cookie(),
             });
-            // One system call's worth: the rest is read when it is wanted.
             if raw.is_buffer_empty() {
                 break;
             }
         }
-        self.entries = entries.into_iter();
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::{io, os::fd::OwnedFd};
 
 use rustix::{
-    fs::{self, FallocateFlags, SeekFrom, Stat, Timespec, Timestamps, XattrFlags},
+    fs::{self, AtFlags, FallocateFlags, SeekFrom, Stat, StatxFlags, Timespec, Timestamps, XattrFlags},
     io::Errno,
 };
 
@@ -25,6 +25,9 @@ pub trait Storage: Send + Sync {
     /// Returns the size in bytes.
     fn len(&self) -> io::Result<u64>;
 
+    /// Returns the inode number.
+    fn inode(&self) -> io::Result<u64>;
+
     /// Tells whether the file has no bytes at all.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -38,6 +41,19 @@ pub trait Storage: Send + Sync {
 
     /// Writes all of `buf` and sets the time of last modification, to what it was where none is given: for what is no change of content.
     fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()>;
+
+    /// Sets the time of last modification.
+    fn set_mtime(&self, mtime: Timespec) -> io::Result<()>;
+
+    /// Has all that was written so far become durable before what is written next does.
+    fn announce(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    /// Makes durable what was only announced.
+    fn sync_announced(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Cuts or extends with a hole.
     fn set_len(&self, len: u64) -> io::Result<()>;
@@ -56,6 +72,15 @@ pub trait Storage: Send + Sync {
 
     /// Makes the content durable, with the size.
     fn sync_data(&self) -> io::Result<()>;
+}
+
+/// Which inode a file is, whatever its name: a copy is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilePlace {
+    /// The inode number.
+    pub inode: u64,
+    /// When the inode was made, in nanoseconds since 1970; 0 where the filesystem does not know.
+    pub born: u64,
 }
 
 /// A data file in the backing directory.
@@ -88,6 +113,26 @@ impl BackingFile {
     /// What fstat(2) gives.
     pub fn stat(&self) -> io::Result<Stat> {
         Ok(fs::fstat(&self.fd)?)
+    }
+
+    /// Returns which inode the file is.
+    ///
+    /// # Errors
+    ///
+    /// What fstat(2) gives.
+    pub fn place(&self) -> io::Result<FilePlace> {
+        let inode = self.stat()?.st_ino;
+        // Kernels before 4.11 do not have the call, and not every filesystem has the time.
+        let born = fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
+            .ok()
+            .filter(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0)
+            .map_or(0, |stat| {
+                let seconds = u64::try_from(stat.stx_btime.tv_sec).unwrap_or(0);
+                seconds
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(stat.stx_btime.tv_nsec.into())
+            });
+        Ok(FilePlace { inode, born })
     }
 
     /// Makes content and attributes durable.
@@ -138,7 +183,7 @@ impl BackingFile {
 }
 
 /// Returns when a file was last modified.
-pub(super) fn mtime_of(stat: &Stat) -> Timespec {
+pub fn mtime_of(stat: &Stat) -> Timespec {
     Timespec {
         tv_sec: stat.st_mtime,
         tv_nsec: stat.st_mtime_nsec as _,
@@ -159,6 +204,10 @@ pub(super) fn only_modified(mtime: Timespec) -> Timestamps {
 impl Storage for BackingFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.stat()?.st_size as u64)
+    }
+
+    fn inode(&self) -> io::Result<u64> {
+        Ok(self.stat()?.st_ino)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -199,6 +248,10 @@ impl Storage for BackingFile {
             None => mtime_of(&self.stat()?),
         };
         self.write_at(buf, offset).map_err(|short| short.error)?;
+        self.set_mtime(mtime)
+    }
+
+    fn set_mtime(&self, mtime: Timespec) -> io::Result<()> {
         Ok(fs::futimens(&self.fd, &only_modified(mtime))?)
     }
 
@@ -246,6 +299,10 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
         (**self).len()
     }
 
+    fn inode(&self) -> io::Result<u64> {
+        (**self).inode()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         (**self).read_at(buf, offset)
     }
@@ -256,6 +313,18 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
 
     fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()> {
         (**self).write_with_mtime(buf, offset, mtime)
+    }
+
+    fn set_mtime(&self, mtime: Timespec) -> io::Result<()> {
+        (**self).set_mtime(mtime)
+    }
+
+    fn announce(&self) -> io::Result<()> {
+        (**self).announce()
+    }
+
+    fn sync_announced(&self) -> io::Result<()> {
+        (**self).sync_announced()
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! What the kernel tells of other processes.
+//! Processes: what the kernel tells of others, and what this one gives back to it.
 
 use std::fs;
 
@@ -11,6 +11,16 @@ pub fn is_in_group(pid: u32, gid: u32) -> bool {
     };
     let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
     groups.is_some_and(|groups| groups.split_whitespace().any(|group| group.parse() == Ok(gid)))
+}
+
+/// Gives memory back to the kernel that was freed but is kept for later.
+pub fn give_back_memory() {
+    // Other allocators than glibc's do so by themselves.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer, and may be called from any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 #[cfg(test)]

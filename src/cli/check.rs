@@ -1,239 +1,384 @@
-//! `verify` and `fsck`: the checks themselves are in `fs` and in `fsck`.
+//! `verify` and `fsck`: what is common to them, and their output. The checks themselves are in `fsck`.
 
-use std::{collections::HashSet, path::Path};
+mod resume;
 
-use rustix::fs::FileType;
-use serde_json::{Value, json};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use self::resume::Resume;
 use super::{
     CliResult,
-    args::{FsckArgs, VerifyArgs},
-    error::CliError,
-    info::print_json,
-    process,
+    args::{FsckArgs, VaultArgs, VerifyArgs},
+    error::{self, CliError},
+    open, process,
     progress::Progress,
-    secret, text,
-    view::{Place, View},
+    snapshot::{self, Compared},
+    text,
+    view::View,
 };
 use crate::{
-    fs::FsError,
-    fsck::{self, Finding},
-    vault::home::{Lock, VaultHome},
+    format::name::VAULT_HEADER,
+    fsck::{self, Event, Finding, Known, Severity, Told, Why},
+    vault::{
+        Vault,
+        home::{Lock, OpenError, VaultHome},
+    },
 };
 
 /// Reads and authenticates files.
 pub fn verify(args: &VerifyArgs) -> CliResult {
     let view = View::open(&args.vault)?;
-    let root = [Path::new("/").to_owned()];
-    let paths = if args.paths.is_empty() { &root[..] } else { &args.paths };
-    let mut progress = Progress::counter("bytes");
-    if Progress::is_seen() {
-        let mut total = Verification::new(&view, None);
-        for path in paths {
-            total.tree(view.find(path)?)?;
-        }
-        progress = Progress::bytes("verifying", total.bytes);
-    }
-    let mut run = Verification::new(&view, Some((&progress, args.json)));
-    for path in paths {
-        run.tree(view.find(path)?)?;
-    }
-    let (files, bytes, findings) = (run.files, run.bytes, run.findings);
-    drop(progress);
-    if args.json {
-        print_json(&json!({
-            "files": files,
-            "bytes": bytes,
-            "damaged": !findings.is_empty(),
-            "findings": findings,
-        }))?;
-    } else {
-        eprintln!(
-            "hushfs: {} with {} read, {} damaged",
-            text::count(files, "file"),
-            text::count(bytes, "byte"),
-            findings.len()
-        );
-    }
-    if findings.is_empty() {
-        Ok(())
-    } else {
-        Err(CliError::DamageFound)
-    }
-}
-
-/// A walk over the view; without a progress it only adds up sizes.
-struct Verification<'v> {
-    view: &'v View,
-    progress: Option<(&'v Progress, bool)>,
-    files: u64,
-    bytes: u64,
-    /// Files with several names that were read already.
-    seen: HashSet<u64>,
-    findings: Vec<Value>,
-}
-
-impl<'v> Verification<'v> {
-    fn new(view: &'v View, progress: Option<(&'v Progress, bool)>) -> Self {
-        Verification {
-            view,
-            progress,
-            files: 0,
-            bytes: 0,
-            seen: HashSet::new(),
-            findings: Vec::new(),
-        }
-    }
-
-    fn tree(&mut self, start: Place) -> CliResult {
-        let mut waiting = vec![start];
-        while let Some(place) = waiting.pop() {
-            if place.attr.kind() == FileType::Directory {
-                match self.view.entries(&place) {
-                    Ok(entries) => waiting.extend(entries.into_iter().map(|entry| entry.place)),
-                    Err(error) => self.found(&place, &error)?,
-                }
-                // Kept: whoever is looked up below finds its way through it.
-                continue;
-            }
-            self.file(&place)?;
-            self.view.forget(&place);
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, place: &Place) -> CliResult {
-        if place.attr.kind() == FileType::RegularFile {
-            if place.attr.nlink > 1 && !self.seen.insert(place.id) {
-                return Ok(());
-            }
-            self.files += 1;
-            self.bytes += place.attr.size;
-        }
-        let Some((progress, _)) = self.progress else {
-            return Ok(());
-        };
-        let fs = &self.view.fs;
-        let mut done = 0;
-        let result = match place.attr.kind() {
-            FileType::RegularFile => fs.verify(place.id, |bytes| {
-                progress.advance(bytes);
-                done += bytes;
-            }),
-            FileType::Symlink => fs.read_link(place.id).map(drop),
-            _ => Ok(()),
-        };
-        progress.advance(place.attr.size.saturating_sub(done));
-        let result = result.and_then(|()| match fs.list_xattrs(place.id, true) {
-            // A filesystem without attributes has none that are damaged.
-            Err(FsError::Io(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            other => other.map(drop),
-        });
-        match result {
-            Ok(()) => Ok(()),
-            Err(error) => self.found(place, &error),
-        }
-    }
-
-    fn found(&mut self, place: &Place, error: &FsError) -> CliResult {
-        let Some((progress, json)) = self.progress else {
-            return Ok(());
-        };
-        let path = place.printable_path();
-        let (disk_path, problem) = match error {
-            FsError::Vault { source, disk_path } => (disk_path.clone(), source.to_string()),
-            other => (String::new(), text::without_numbers(&other.to_string())),
-        };
-        if !json {
-            let on_disk = if disk_path.is_empty() {
-                String::new()
-            } else {
-                format!(" ({disk_path})")
-            };
-            progress.print(&format!("{path}{on_disk}: {problem}"))?;
-        }
-        self.findings
-            .push(json!({"path": path, "disk_path": disk_path, "problem": problem}));
-        Ok(())
-    }
-}
-
-/// Checks the structure of a vault.
-pub fn fsck(args: &FsckArgs) -> CliResult {
-    let vault = &args.vault;
-    let home = VaultHome::enter(&vault.vault, Lock::Shared)?;
-    let unlock = secret::unlock(&vault.vault, &vault.unlock)?;
-    let choice = secret::choice(&home, vault.unlock.slot.as_deref());
-    let (vault, home) = home.open(&unlock, &choice)?.into_vault();
+    let (vault, home) = (view.fs.vault(), view.home());
+    let compared = snapshot::compare(&view, &args.compare, args.json)?;
     process::raise_descriptor_limit();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    catch_interrupts(&interrupted)?;
+    let resume = match &args.resume {
+        Some(path) => Some(Resume::open(path, &args.vault.vault, vault.id())?),
+        None => None,
+    };
+    let progress = if Progress::is_seen() {
+        Progress::bytes("verifying", fsck::bytes_in(vault, home.dir(), &args.paths))
+    } else {
+        Progress::counter("bytes")
+    };
+    let report = Report::new(args.json, &progress);
+    report.compared(&compared);
+    if args.compare.is_all() {
+        return report.finish("nothing read", json!({}), false);
+    }
+    let options = fsck::Options {
+        threads: args
+            .threads
+            .or_else(|| thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN),
+        sample: args.sample,
+        known: resume.as_ref().map(|resume| resume as &dyn Known),
+    };
+    let stops = || interrupted.load(Ordering::Relaxed) || report.is_cut_off();
+    let verified = fsck::verify(vault, home.dir(), &args.paths, &options, &stops, &|event| match event {
+        Event::Entry => {}
+        Event::Read(bytes) => progress.advance(bytes),
+        event => report.event(event),
+    });
+    let verified = verified.map_err(in_vault)?;
+    let was_interrupted = interrupted.load(Ordering::Relaxed);
+    if let Some(resume) = resume {
+        resume.close(was_interrupted)?;
+    }
+    let of = |read: u64, all: u64, what: &str| match args.sample {
+        Some(_) => format!("{read} of {}", text::count(all, what)),
+        None => text::count(read, what),
+    };
+    let known = match verified.files_known {
+        0 => String::new(),
+        known => format!(", {} verified before", text::count(known, "file")),
+    };
+    let line = format!(
+        "{} with {} read{known}",
+        of(verified.files_read, verified.files, "file"),
+        of(verified.bytes_read, verified.bytes, "byte"),
+    );
+    let fields = json!({
+        "directories": verified.directories,
+        "files": verified.files,
+        "files_read": verified.files_read,
+        "files_known": verified.files_known,
+        "bytes": verified.bytes,
+        "bytes_read": verified.bytes_read,
+    });
+    report.finish(&line, fields, was_interrupted)
+}
+
+/// Checks the structure of a vault, and repairs it if that is asked for.
+pub fn fsck(args: &FsckArgs) -> CliResult {
     let progress = Progress::counter("entries");
-    let mut findings: Vec<Finding> = Vec::new();
-    let mut printed = Ok(());
-    let summary = fsck::check(&vault, home.dir(), &mut |event| match event {
-        fsck::Event::Entry => progress.advance(1),
-        fsck::Event::Found(finding) => {
-            if !args.json && printed.is_ok() {
-                printed = progress.print(&finding_line(&finding));
-            }
-            findings.push(finding);
-        }
-    })
-    .map_err(|source| CliError::File {
+    let report = Report::new(args.json, &progress);
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let stops = || interrupted.load(Ordering::Relaxed) || report.is_cut_off();
+    process::raise_descriptor_limit();
+    let summary = if args.no_key {
+        catch_interrupts(&interrupted)?;
+        without_key(args, &stops, &report)?
+    } else if args.repair {
+        let (vault, home) = open_recovered(&args.vault, Lock::Exclusive)?;
+        catch_interrupts(&interrupted)?;
+        fsck::repair(&vault, home.dir(), &stops, &mut |told| report.told(&told)).map_err(in_vault)?
+    } else {
+        let (vault, home) = open_recovered(&args.vault, Lock::Shared)?;
+        catch_interrupts(&interrupted)?;
+        fsck::check(&vault, home.dir(), &stops, &mut |event| report.event(event)).map_err(in_vault)?
+    };
+    let line = format!(
+        "{} and {} checked",
+        text::count(summary.directories, "directory"),
+        text::count(summary.files, "file"),
+    );
+    let fields = json!({"directories": summary.directories, "files": summary.files});
+    report.finish(&line, fields, interrupted.load(Ordering::Relaxed))
+}
+
+/// Opens a vault, and writes what a crash left in its journal to its files: what is checked is what the next mount would find.
+fn open_recovered(args: &VaultArgs, lock: Lock) -> CliResult<(Vault, VaultHome)> {
+    let (vault, home) = open::open_vault(args, lock)?.into_vault();
+    home.recover(&vault, lock, false)?;
+    Ok((vault, home))
+}
+
+fn without_key(args: &FsckArgs, stops: &dyn Fn() -> bool, report: &Report<'_>) -> CliResult<fsck::Summary> {
+    let home = VaultHome::enter_for_agent(&args.vault.vault, Lock::Shared)?;
+    let layout = home.claims().layout().map_err(|error| OpenError::Damaged {
+        file: VAULT_HEADER,
+        error,
+    })?;
+    let checked = fsck::check_without_key(home.dir(), layout, stops, &mut |event| report.event(event));
+    checked.map_err(|source| CliError::File {
         path: args.vault.vault.clone(),
         source,
-    })?;
-    drop(progress);
-    printed?;
-    let damaged = findings.iter().filter(|finding| finding.problem.is_damage()).count();
-    if args.json {
-        let list: Vec<Value> = findings.iter().map(finding_json).collect();
-        print_json(&json!({
-            "directories": summary.directories,
-            "files": summary.files,
-            "damaged": damaged > 0,
-            "findings": list,
-        }))?;
-    } else {
-        eprintln!(
-            "hushfs: {} and {} checked, {damaged} damaged, {}",
-            text::count(summary.directories, "directory"),
-            text::count(summary.files, "file"),
-            text::count((findings.len() - damaged) as u64, "other finding")
-        );
+    })
+}
+
+fn in_vault(error: fsck::WalkError) -> CliError {
+    CliError::InVault {
+        path: match error.path.as_os_str().is_empty() {
+            true => "/".to_owned(),
+            false => error.path.display().to_string(),
+        },
+        source: error.source,
     }
-    if damaged == 0 {
-        Ok(())
-    } else {
-        Err(CliError::DamageFound)
+}
+
+/// Has SIGINT and SIGTERM set a flag, so that what was found so far is told; a second one ends the process. Not before the vault is open: a prompt ends
+/// at the first.
+fn catch_interrupts(interrupted: &Arc<AtomicBool>) -> CliResult {
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, interrupted.clone())
+            .and_then(|_| signal_hook::flag::register(signal, interrupted.clone()))
+            .map_err(|source| CliError::System {
+                what: "waiting for signals",
+                source,
+            })?;
+    }
+    Ok(())
+}
+
+/// Prints findings as they come, and counts them.
+struct Report<'p> {
+    json: bool,
+    progress: &'p Progress,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    damage: u64,
+    warnings: u64,
+    unchecked: u64,
+    notes: u64,
+    corrected: u64,
+    /// Something is not what it was when it was compared with, and nobody with the keys has changed it.
+    differs: bool,
+    /// Why standard output cannot be written any more.
+    cut_off: Option<CliError>,
+}
+
+impl<'p> Report<'p> {
+    fn new(json: bool, progress: &'p Progress) -> Self {
+        Report {
+            json,
+            progress,
+            counts: Mutex::default(),
+        }
+    }
+
+    fn is_cut_off(&self) -> bool {
+        self.counts.lock().cut_off.is_some()
+    }
+
+    /// Prints what a comparison has found, where it did not do so itself.
+    fn compared(&self, compared: &Compared) {
+        let mut counts = self.counts.lock();
+        counts.differs = compared.is_damage;
+        for difference in &compared.differences {
+            let mut line = difference.clone();
+            line["type"] = "difference".into();
+            if let Err(error) = self.progress.print(&line.to_string()) {
+                counts.cut_off.get_or_insert(error);
+            }
+        }
+    }
+
+    fn event(&self, event: Event) {
+        match event {
+            Event::Entry => self.progress.advance(1),
+            Event::Read(_) => {}
+            Event::Found(finding) => self.print(&finding, None),
+        }
+    }
+
+    fn told(&self, told: &Told) {
+        match told {
+            Told::Corrected { finding, remedy } => {
+                let kept = remedy.kept.as_ref().map(|kept| format!(", kept in {kept}"));
+                let done = format!("{}{}", remedy.action, kept.unwrap_or_default());
+                self.print(finding, Some((true, &done)));
+            }
+            Told::Left {
+                finding,
+                why: Why::Note,
+            } => self.print(finding, None),
+            Told::Left { finding, why } => self.print(finding, Some((false, &why.to_string()))),
+        }
+    }
+
+    /// Prints a finding, with what a repair has made of it.
+    fn print(&self, finding: &Finding, repair: Option<(bool, &str)>) {
+        let mut counts = self.counts.lock();
+        let corrected = matches!(repair, Some((true, _)));
+        *match finding.problem.severity() {
+            _ if corrected => &mut counts.corrected,
+            Severity::Damage => &mut counts.damage,
+            Severity::Warning => &mut counts.warnings,
+            Severity::Unchecked => &mut counts.unchecked,
+            Severity::Note => &mut counts.notes,
+        } += 1;
+        let line = if self.json {
+            Value::Object(finding_json(finding, repair)).to_string()
+        } else {
+            finding_line(finding, repair)
+        };
+        if let Err(error) = self.progress.print(&line) {
+            counts.cut_off.get_or_insert(error);
+        }
+    }
+
+    /// Prints the summary; gives the exit code as an error, if it is not 0.
+    fn finish(self, line: &str, fields: Value, interrupted: bool) -> CliResult {
+        let counts = self.counts.into_inner();
+        if let Some(error) = counts.cut_off {
+            return Err(error);
+        }
+        let mut code = 0;
+        let bits = [
+            (counts.corrected > 0, error::CORRECTED),
+            (counts.differs || counts.damage + counts.warnings > 0, error::LEFT),
+            (counts.unchecked > 0, error::OPERATION),
+            (interrupted, error::CANCELLED),
+        ];
+        for (_, bit) in bits.iter().filter(|(is_so, _)| *is_so) {
+            code |= bit;
+        }
+        if self.json {
+            let mut summary = Map::new();
+            summary.insert("type".to_owned(), "summary".into());
+            if let Value::Object(fields) = fields {
+                summary.extend(fields);
+            }
+            let counted = [
+                ("damage", counts.damage),
+                ("warnings", counts.warnings),
+                ("unchecked", counts.unchecked),
+                ("notes", counts.notes),
+                ("corrected", counts.corrected),
+            ];
+            summary.extend(counted.map(|(name, count)| (name.to_owned(), count.into())));
+            summary.insert("interrupted".to_owned(), interrupted.into());
+            summary.insert("exit_code".to_owned(), code.into());
+            self.progress.print(&Value::Object(summary).to_string())?;
+        } else {
+            let others = counts.warnings + counts.unchecked + counts.notes;
+            let interrupted = if interrupted { "interrupted: " } else { "" };
+            let corrected = match counts.corrected {
+                0 => String::new(),
+                corrected => format!("{corrected} corrected, "),
+            };
+            self.progress.complain(&format!(
+                "{interrupted}{line}, {corrected}{} damaged, {}",
+                counts.damage,
+                text::count(others, "other finding")
+            ));
+        }
+        match code {
+            0 => Ok(()),
+            code => Err(CliError::Checked(code)),
+        }
     }
 }
 
 fn severity(finding: &Finding) -> &'static str {
-    if finding.problem.is_damage() { "damage" } else { "note" }
+    match finding.problem.severity() {
+        Severity::Damage => "damage",
+        Severity::Warning => "warning",
+        Severity::Unchecked => "unchecked",
+        Severity::Note => "note",
+    }
 }
 
+/// Writes where something is in the view; `?` stands for a name that there is not.
 fn plain_path(finding: &Finding) -> String {
-    finding
-        .plain_path
-        .as_deref()
-        .map_or_else(|| "?".to_owned(), text::printable)
+    match (finding.plain_path(), &finding.directory) {
+        (Some(path), _) if path.is_empty() => "/".to_owned(),
+        (Some(path), _) => text::printable(&path),
+        (None, Some(directory)) if !directory.is_empty() => format!("{}/?", text::printable(directory)),
+        (None, _) => "?".to_owned(),
+    }
 }
 
-fn finding_line(finding: &Finding) -> String {
+fn finding_line(finding: &Finding, repair: Option<(bool, &str)>) -> String {
+    let (word, rest) = match repair {
+        Some((true, done)) => ("corrected", format!("; {done}")),
+        Some((false, why)) => (severity(finding), format!("; left: {why}")),
+        None => (severity(finding), String::new()),
+    };
     format!(
-        "{}: {} ({}): {}",
-        severity(finding),
+        "{word}: {} ({}): {}{}",
         plain_path(finding),
         text::printable(&finding.disk_path),
-        text::without_numbers(&finding.problem.to_string())
+        text::without_numbers(&finding.problem.to_string()),
+        text::without_numbers(&rest)
     )
 }
 
-fn finding_json(finding: &Finding) -> Value {
-    json!({
-        "severity": severity(finding),
-        "path": finding.plain_path.as_deref().map(String::from_utf8_lossy),
-        "disk_path": String::from_utf8_lossy(&finding.disk_path),
-        "problem": finding.problem.to_string(),
-    })
+fn finding_json(finding: &Finding, repair: Option<(bool, &str)>) -> Map<String, Value> {
+    let text = |bytes: &[u8]| Value::from(String::from_utf8_lossy(bytes));
+    let mut object = Map::new();
+    for (name, value) in [
+        ("type", "finding".into()),
+        ("severity", severity(finding).into()),
+        ("code", finding.problem.code().into()),
+        ("path", finding.plain_path().as_deref().map_or(Value::Null, text)),
+        ("directory", finding.directory.as_deref().map_or(Value::Null, text)),
+        ("disk_path", text(&finding.disk_path)),
+        ("problem", finding.problem.to_string().into()),
+    ] {
+        object.insert(name.to_owned(), value);
+    }
+    if let Some((corrected, repair)) = repair {
+        object.insert("corrected".to_owned(), corrected.into());
+        object.insert("repair".to_owned(), repair.into());
+    }
+    object
+}
+
+/// Tells whether a path is in a directory, links followed as far as there is something.
+fn is_inside(path: &Path, directory: &Path) -> bool {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    match (parent.canonicalize(), directory.canonicalize()) {
+        (Ok(parent), Ok(directory)) => parent.starts_with(directory),
+        _ => false,
+    }
 }

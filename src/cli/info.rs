@@ -1,4 +1,4 @@
-//! `info` and `key list`: what a vault says of itself, before and after it was authenticated.
+//! `info`: what a vault says of itself, before anything of it was authenticated.
 
 use std::fmt::Write;
 
@@ -6,22 +6,26 @@ use serde_json::{Value, json};
 
 use super::{
     CliResult,
-    args::{InfoArgs, KeyListArgs},
-    print, secret, text,
+    args::InfoArgs,
+    print, sealed,
+    slots::{slot_json, slot_line},
+    text,
 };
-use crate::{
-    format::{
-        FORMAT_VERSION,
-        keystore::{KeyRecord, KeyState, Manager, Slot},
-    },
-    vault::home::{Lock, VaultHome},
-};
+use crate::{format::FORMAT_VERSION, vault::home::VaultHome};
 
 /// Prints what the vault's files say. Nothing is authenticated, and nothing is locked: a mounted vault can be asked too.
 pub fn info(args: &InfoArgs) -> CliResult {
-    let home = VaultHome::enter(&args.vault, Lock::Unlocked)?;
+    if args.vault.is_file() {
+        return sealed::info(args);
+    }
+    let home = VaultHome::look(&args.vault)?;
     let header = home.claims();
     let slots = home.claimed_slots();
+    let keystore = if home.keystore().is_some() {
+        "embedded"
+    } else {
+        "elsewhere"
+    };
     let layout = header.layout().ok();
     let suite = layout.map_or("unknown", |layout| layout.suite().name());
     let block_size = layout.map_or(0, |layout| layout.block_size());
@@ -40,7 +44,7 @@ pub fn info(args: &InfoArgs) -> CliResult {
             "block_size": block_size,
             "current_epoch": header.current.0,
             "epochs": epochs,
-            "keystore": "embedded",
+            "keystore": keystore,
             "slots": slots.iter().map(slot_json).collect::<Vec<_>>(),
         }));
     }
@@ -59,7 +63,7 @@ pub fn info(args: &InfoArgs) -> CliResult {
                 text::count(header.epochs.len() as u64, "epoch")
             ),
         ),
-        ("keystore", "embedded".to_owned()),
+        ("keystore", keystore.to_owned()),
     ];
     for (name, value) in rows {
         let _ = writeln!(out, "{name:11} {value}");
@@ -69,93 +73,6 @@ pub fn info(args: &InfoArgs) -> CliResult {
     }
     out.push_str("nothing of this is authenticated: whoever can write to the vault can make it say anything\n");
     print(out.as_bytes())
-}
-
-/// Prints the slots and keys of a keystore that was opened.
-pub fn list_keys(args: &KeyListArgs) -> CliResult {
-    let vault = &args.vault;
-    let home = VaultHome::enter(&vault.vault, Lock::Unlocked)?;
-    let unlock = secret::unlock(&vault.vault, &vault.unlock)?;
-    let choice = secret::choice(&home, vault.unlock.slot.as_deref());
-    let open = home.open(&unlock, &choice)?;
-    let keystore = open.keystore();
-    let aliases = |key: &KeyRecord| -> Vec<String> {
-        let of_key = keystore.aliases().iter().filter(|alias| alias.key == key.id);
-        of_key.map(|alias| alias.name.clone()).collect()
-    };
-    if args.json {
-        let keys: Vec<Value> = keystore
-            .keys()
-            .iter()
-            .map(|key| {
-                json!({
-                    "id": key.id.to_hex(),
-                    "aliases": aliases(key),
-                    "manager": manager(key),
-                    "state": state(key),
-                    "created": text::time(key.created),
-                    "version": key.materials.last().map(|material| material.version.0),
-                })
-            })
-            .collect();
-        return print_json(&json!({
-            "keystore": keystore.id().to_hex(),
-            "generation": keystore.generation(),
-            "opened_by": open.slot.0,
-            "slots": keystore.slots().iter().map(slot_json).collect::<Vec<_>>(),
-            "keys": keys,
-            "current_epoch": open.header().current.0,
-        }));
-    }
-    let mut out = String::new();
-    for slot in keystore.slots() {
-        let mark = if slot.id == open.slot { " (opened it now)" } else { "" };
-        let _ = writeln!(out, "slot {:3} {}{mark}", slot.id.0, slot_line(slot));
-    }
-    for key in keystore.keys() {
-        let versions = text::count(key.materials.len() as u64, "version");
-        let _ = writeln!(
-            out,
-            "key {} {}, {versions}, {}",
-            key.id,
-            state(key),
-            aliases(key).join(" ")
-        );
-    }
-    print(out.as_bytes())
-}
-
-fn slot_line(slot: &Slot) -> String {
-    format!(
-        "{:?}, {}, {}",
-        slot.label,
-        text::slot_kind(slot),
-        text::time(slot.created)
-    )
-}
-
-fn slot_json(slot: &Slot) -> Value {
-    json!({
-        "id": slot.id.0,
-        "name": slot.label,
-        "kind": text::slot_kind_word(slot),
-        "created": text::time(slot.created),
-    })
-}
-
-fn state(key: &KeyRecord) -> &'static str {
-    match key.state {
-        KeyState::Enabled => "enabled",
-        KeyState::Disabled => "disabled",
-        KeyState::PendingDeletion { .. } => "pending deletion",
-    }
-}
-
-fn manager(key: &KeyRecord) -> &'static str {
-    match key.manager {
-        Manager::Customer => "customer",
-        Manager::Hushfs => "hushfs",
-    }
 }
 
 /// Prints a value, indented, on lines of its own.

@@ -5,22 +5,28 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
     CliResult,
-    args::{MountArgs, UnmountArgs},
+    args::{AuditArg, JournalArg, MountArgs, RollbackArg, UnmountArgs},
     daemon::{self, Side},
     error::CliError,
-    options, process, secret,
+    open, options, process,
+    record::MountRecord,
 };
 use crate::{
     backing::Dir,
     fs::{Fs, FsOptions},
-    fuse::{self, MountError, MountOptions},
-    vault::home::{Lock, VaultHome},
+    fuse::{self, MountError, MountOptions, Unmounter},
+    sandbox::{Needs, Sandbox},
+    vault::{
+        freshness::Limits,
+        home::{FileAudit, Lock, OpenVault},
+    },
 };
 
 /// How long `unmount` waits for the mount's process to write and seal what is left.
@@ -62,40 +68,78 @@ fn open_log(path: &Path) -> CliResult<File> {
 
 /// Mounts and serves until the mount ends. Whatever can fail without a secret does so before one is asked for.
 fn serve(args: &MountArgs, kernel_options: Vec<String>, ready: impl FnOnce()) -> CliResult {
+    let cached_descriptors = process::raise_descriptor_limit();
+    process::raise_locked_limit();
     let lock = if args.ro { Lock::Shared } else { Lock::Exclusive };
-    let home = VaultHome::enter(&args.vault, lock)?;
-    fuse::check_mountpoint(&args.mountpoint)?;
-    let vault_path = check_places(&args.vault, &args.mountpoint)?;
-    let unlock = secret::unlock(&args.vault, &args.unlock)?;
-    let choice = secret::choice(&home, args.unlock.slot.as_deref());
-    let mut open = home.open(&unlock, &choice)?;
-    drop(unlock);
-    if !args.ro && open.finish(process::now())? {
-        log::info!("completed a change of keys that was interrupted");
+    if args.audit.is_some() && args.unlock.agent.is_some() {
+        return Err(CliError::FileAuditByAgent);
     }
-    let (vault, home) = open.into_vault();
+    let home = open::enter_vault(&args.vault, lock, &args.unlock)?;
+    fuse::check_mountpoint(&args.mountpoint)?;
+    let (vault_path, mountpoint) = check_places(&args.vault, &args.mountpoint)?;
+    // Before there are secrets, which would be in both processes.
+    let unmounter = new_unmounter(args, mountpoint)?;
+    let mut open = open::open_entered(home, &args.unlock, &args.customer)?;
+    // Before anything is changed: what a mount completes is newer than all that was seen.
+    let record = match &args.record {
+        Some(named) => Some(MountRecord::begin(&open, named, args.rollback)?),
+        None if args.rollback == RollbackArg::Refuse => return Err(CliError::RollbackWithoutRecord),
+        None => None,
+    };
+    if !args.ro {
+        // Something else may mount a shared vault at this very time, and two new versions of one key are a conflict.
+        if !args.shared {
+            open::rotate_due(open.keys_mut());
+        }
+        if open.finish(process::now())? {
+            log::info!("completed a change of keys");
+        }
+    }
+    let file_audit = match args.audit {
+        Some(AuditArg::PerFile) => Some(file_audit(&open)?),
+        None => None,
+    };
+    let limits = Limits {
+        ttl: args.key_ttl.unwrap_or(Limits::default().ttl),
+        max_stale: args.key_max_stale.unwrap_or(Limits::default().max_stale),
+    };
+    let sandbox = new_sandbox(args, &open, &vault_path, record.as_ref());
+    let watch = record.map(|record| record.into_watch(&open));
+    let (vault, home, keeper) = open.into_kept_vault(limits);
+    home.recover(&vault, lock, args.apply_journal)?;
     // The kernel has applied the callers' own masks already.
     rustix::process::umask(rustix::fs::Mode::empty());
     let io_error = |source| CliError::File {
         path: args.vault.clone(),
         source,
     };
-    let fs = Fs::new(
+    let directory = home.open_dir().map_err(io_error)?;
+    let journal = match args.journal {
+        // A sync tool would carry it about.
+        JournalArg::Auto => !args.shared && directory.is_on_disk().map_err(io_error)?,
+        JournalArg::Always => true,
+        JournalArg::Never => false,
+    };
+    let mut fs = Fs::new(
         vault,
-        home.open_dir().map_err(io_error)?,
+        directory,
         FsOptions {
             read_only: args.ro,
             shared: args.shared,
             acl: args.acl,
             own_uid: rustix::process::geteuid().as_raw(),
             own_gid: rustix::process::getegid().as_raw(),
-            cached_descriptors: process::raise_descriptor_limit(),
+            cached_descriptors,
+            journal,
         },
     )
     .map_err(|error| CliError::View {
         path: vault_path.display().to_string(),
         error,
     })?;
+    if let Some(watch) = watch {
+        fs.set_watch(watch);
+    }
     let options = MountOptions {
         mountpoint: args.mountpoint.clone(),
         read_only: args.ro,
@@ -104,29 +148,72 @@ fn serve(args: &MountArgs, kernel_options: Vec<String>, ready: impl FnOnce()) ->
         kernel_options,
         idle: args.idle,
         transport: args.transport.into(),
+        stay_awake: args.stay_awake.into(),
         threads: args.threads,
+        sandbox: Arc::new(sandbox),
+        unmounter: Arc::new(unmounter),
     };
-    fuse::mount(fs, &options, ready)?;
+    fuse::mount(fs, keeper, &options, file_audit, ready)?;
     // The lock was held to the end: who gets it next finds everything sealed.
     drop(home);
     Ok(())
 }
 
-/// Refuses a mountpoint in the vault, where it would show as a stranger's; returns the vault's path without links.
-fn check_places(vault: &Path, mountpoint: &Path) -> CliResult<PathBuf> {
+/// Returns what unmounts when the mount is to end by itself.
+fn new_unmounter(args: &MountArgs, mountpoint: PathBuf) -> CliResult<Unmounter> {
+    if args.no_sandbox {
+        return Ok(Unmounter::of_own(mountpoint));
+    }
+    Unmounter::fork(mountpoint).map_err(|source| CliError::System {
+        what: "a process that unmounts",
+        source,
+    })
+}
+
+/// Returns what the process gives up before it serves: what neither the vault's files nor asking for its keys takes, nor what is noted elsewhere.
+fn new_sandbox(args: &MountArgs, open: &OpenVault, vault: &Path, record: Option<&MountRecord>) -> Sandbox {
+    if args.no_sandbox {
+        return Sandbox::off();
+    }
+    let mut directories = vec![vault.to_owned()];
+    // With the audit log of the keystore, which lies beside it.
+    directories.extend(open.keys().keystore().map(|keystore| keystore.path().to_owned()));
+    directories.extend(record.map(MountRecord::directory));
+    Sandbox::new(Needs {
+        directories,
+        removes_in: Vec::new(),
+        filesystem: true,
+        outside: process::outside(open.reach()),
+    })
+}
+
+/// Returns what records who opened which file. Names of files do not go where the vault itself is.
+fn file_audit(open: &OpenVault) -> CliResult<FileAudit> {
+    let keystore = open.keys().keystore().ok_or(CliError::FileAuditByAgent)?;
+    if keystore.is_embedded() {
+        return Err(CliError::FileAuditInVault);
+    }
+    let audit = keystore.file_audit().map_err(CliError::Audit)?;
+    audit.ok_or_else(|| CliError::NotAudited {
+        path: keystore.path().to_owned(),
+    })
+}
+
+/// Refuses a mountpoint in the vault, where it would show as a stranger's; returns the paths of both without links.
+fn check_places(vault: &Path, mountpoint: &Path) -> CliResult<(PathBuf, PathBuf)> {
     let canonical = |path: &Path| {
         fs::canonicalize(path).map_err(|source| CliError::File {
             path: path.to_owned(),
             source,
         })
     };
-    let vault = canonical(vault)?;
-    if canonical(mountpoint)?.starts_with(&vault) {
+    let (vault, canonical_mountpoint) = (canonical(vault)?, canonical(mountpoint)?);
+    if canonical_mountpoint.starts_with(&vault) {
         return Err(CliError::MountpointInVault {
             mountpoint: mountpoint.to_owned(),
         });
     }
-    Ok(vault)
+    Ok((vault, canonical_mountpoint))
 }
 
 /// Ends a mount, and waits until its process has let go of the vault.

@@ -2,11 +2,11 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::Path};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, ValueEnum};
 
 use super::{
     CliResult,
-    args::{Cli, MountArgs, parse_time},
+    args::{AuditArg, Cli, JournalArg, MountArgs, RollbackArg, parse_key_max_stale, parse_key_ttl, parse_time},
     error::CliError,
 };
 use crate::fuse;
@@ -98,20 +98,46 @@ pub fn apply(args: &mut MountArgs) -> CliResult<Vec<String>> {
             ("shared", None) => args.shared = true,
             ("acl", None) => args.acl = true,
             ("noacl", None) => args.acl = false,
+            ("no-sandbox", None) => args.no_sandbox = true,
+            ("audit", Some("per-file")) => set(option, &mut args.audit, AuditArg::PerFile)?,
+            ("journal", value) => {
+                let when = JournalArg::from_str(value.unwrap_or("always"), false);
+                args.journal = parsed(option, when)?;
+            }
+            ("record", value) => set(option, &mut args.record, value.unwrap_or_default().into())?,
+            ("rollback", Some("warn")) => args.rollback = RollbackArg::Warn,
+            ("rollback", Some("refuse")) => args.rollback = RollbackArg::Refuse,
             ("recovery", None) => args.unlock.recovery = true,
             ("fsname", Some(value)) => set(option, &mut args.fsname, value.to_owned())?,
             ("log-file" | "log_file", Some(value)) => set(option, &mut args.log_file, value.into())?,
-            ("passfile", Some(value)) => set(option, &mut args.unlock.secret.passfile, value.into())?,
-            ("extpass", Some(value)) => set(option, &mut args.unlock.secret.extpass, value.to_owned())?,
+            ("passfile", Some(value)) => set(option, &mut args.unlock.secret.passphrase.passfile, value.into())?,
+            ("extpass", Some(value)) => set(option, &mut args.unlock.secret.passphrase.extpass, value.to_owned())?,
             ("key-file" | "keyfile", Some(value)) => set(option, &mut args.unlock.secret.key_file, value.into())?,
             ("credential", Some(value)) => set(option, &mut args.unlock.secret.credential, value.to_owned())?,
+            ("identity", Some(value)) => set(option, &mut args.unlock.devices.identity, value.into())?,
+            ("share-code", Some(value)) => set(option, &mut args.unlock.devices.share_code, value.to_owned())?,
+            ("slot-command", Some(value)) => set(option, &mut args.unlock.devices.slot_command, value.to_owned())?,
+            ("tpm2", value) => set(
+                option,
+                &mut args.unlock.devices.tpm2,
+                value.unwrap_or_default().to_owned(),
+            )?,
+            ("customer-key", Some(value)) => set(option, &mut args.customer.customer_key, value.into())?,
+            ("kms-key", Some(value)) => set(option, &mut args.unlock.devices.kms_key, value.to_owned())?,
+            ("pkcs11-key", Some(value)) => set(option, &mut args.unlock.devices.pkcs11_key, value.to_owned())?,
+            ("pkcs11-module", Some(value)) => set(option, &mut args.unlock.devices.pkcs11_module, value.into())?,
+            ("pin-file", Some(value)) => set(option, &mut args.unlock.devices.pin_file, value.into())?,
+            ("keystore", Some(value)) => set(option, &mut args.unlock.keystore, value.into())?,
+            ("agent", Some(value)) => set(option, &mut args.unlock.agent, value.into())?,
             ("slot", Some(value)) => set(option, &mut args.unlock.slot, value.to_owned())?,
-            ("idle", Some(value)) => {
-                let time = parse_time(value).map_err(|reason| CliError::OptionValue {
-                    option: option.to_owned(),
-                    reason,
-                })?;
-                set(option, &mut args.idle, time)?;
+            ("idle", Some(value)) => set(option, &mut args.idle, parsed(option, parse_time(value))?)?,
+            ("key-ttl", Some(value)) => set(option, &mut args.key_ttl, parsed(option, parse_key_ttl(value))?)?,
+            ("key-max-stale", Some(value)) => {
+                set(
+                    option,
+                    &mut args.key_max_stale,
+                    parsed(option, parse_key_max_stale(value))?,
+                )?;
             }
             _ if is_ignored(option) => {}
             _ if fuse::is_kernel_option(option) => for_kernel.push(option.to_owned()),
@@ -119,6 +145,13 @@ pub fn apply(args: &mut MountArgs) -> CliResult<Vec<String>> {
         }
     }
     Ok(for_kernel)
+}
+
+fn parsed<T>(option: &str, value: Result<T, String>) -> CliResult<T> {
+    value.map_err(|reason| CliError::OptionValue {
+        option: option.to_owned(),
+        reason,
+    })
 }
 
 fn set<T>(option: &str, place: &mut Option<T>, value: T) -> CliResult {
@@ -174,12 +207,16 @@ mod tests {
 
     #[test]
     fn options_become_arguments_or_go_to_the_kernel() {
-        let mut args =
-            mount_args("rw,nosuid,noatime,passfile=/p,idle=10m,shared,fsname=x=y,nofail,x-systemd.automount,ro");
+        let mut args = mount_args(
+            "rw,nosuid,noatime,passfile=/p,idle=10m,key-ttl=30s,key-max-stale=0s,shared,fsname=x=y,keystore=/k,nofail,x-systemd.automount,ro",
+        );
         assert_eq!(apply(&mut args).unwrap(), ["nosuid", "noatime"]);
         assert!(args.ro && args.shared && !args.allow_other);
-        assert_eq!(args.unlock.secret.passfile.as_deref(), Some(Path::new("/p")));
+        assert_eq!(args.unlock.secret.passphrase.passfile.as_deref(), Some(Path::new("/p")));
+        assert_eq!(args.unlock.keystore.as_deref(), Some(Path::new("/k")));
         assert_eq!(args.idle.unwrap().as_secs(), 600);
+        assert_eq!(args.key_ttl.unwrap().as_secs(), 30);
+        assert_eq!(args.key_max_stale.unwrap().as_secs(), 0);
         assert_eq!(args.fsname.as_deref(), Some("x=y"));
     }
 
@@ -190,5 +227,8 @@ mod tests {
         assert!(matches!(error("ro=1"), CliError::UnknownOption(_)));
         assert!(matches!(error("idle=soon"), CliError::OptionValue { .. }));
         assert!(matches!(error("idle=1m,idle=2m"), CliError::OptionTwice(_)));
+        for option in ["key-ttl=0s", "key-ttl=2d", "key-ttl=never", "key-max-stale=31d"] {
+            assert!(matches!(error(option), CliError::OptionValue { .. }), "{option}");
+        }
     }
 }

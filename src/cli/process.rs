@@ -3,12 +3,19 @@
 use std::{io::Write, os::unix::net::UnixDatagram, sync::OnceLock};
 
 use log::LevelFilter;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
+};
 
 use super::args::Command;
+use crate::{keystore::Reach, sandbox::Outside};
 
 /// Descriptors asked for as root; the kernel's own limit is often the same.
 const DESCRIPTORS_AS_ROOT: u64 = 1 << 20;
+
+/// Bytes of locked memory asked for as root: two million keys.
+const LOCKED_AS_ROOT: u64 = 64 << 20;
 
 /// Of so many descriptors one may be held by a cache: files and directories each take as many again while they are open.
 const DESCRIPTORS_PER_CACHED: u64 = 8;
@@ -23,12 +30,18 @@ pub fn harden() {
     let _ = setrlimit(Resource::Core, none);
     // This makes the files in /proc/self root's, but the process itself may use them still: descriptors are reached through there.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // libtss2 would say on standard error what hushfs says in its own words.
+    #[cfg(feature = "tpm2")]
+    if std::env::var_os("TSS2_LOG").is_none() {
+        // SAFETY: this process has one thread yet.
+        unsafe { std::env::set_var("TSS2_LOG", "all+NONE") };
+    }
     // SIGPIPE is ignored by the Rust runtime. Writing beyond RLIMIT_FSIZE shall be an error of that write.
     // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Raises the limit on open files as far as it goes, and returns how many descriptors caches may hold.
+/// Raises the limit on open files as far as it goes, and returns how many descriptors caches may hold. Best called before there are threads.
 pub fn raise_descriptor_limit() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     if rustix::process::geteuid().is_root() {
@@ -51,7 +64,35 @@ pub fn raise_descriptor_limit() -> usize {
     };
     let _ = setrlimit(Resource::Nofile, raised);
     let now = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS_AS_ROOT);
-    (now / DESCRIPTORS_PER_CACHED).clamp(16, 8192) as usize
+    let cached = (now / DESCRIPTORS_PER_CACHED).clamp(16, 8192);
+    // Caches of files and of directories, and as much again for files that are open.
+    make_room_for_descriptors((4 * cached).min(now - 1));
+    cached as usize
+}
+
+/// Raises the limit on locked memory, for keys, as far as it goes: who gives up privileges is held to it.
+pub fn raise_locked_limit() {
+    let limit = getrlimit(Resource::Memlock);
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= LOCKED_AS_ROOT);
+    let maximum = match rustix::process::geteuid().is_root() && !enough(limit.maximum) {
+        true => Some(LOCKED_AS_ROOT),
+        false => limit.maximum,
+    };
+    let current = maximum;
+    // A container may forbid it; then some keys lie in memory that is not locked.
+    let _ = setrlimit(Resource::Memlock, Rlimit { current, maximum });
+}
+
+/// Has the kernel make its table of this process's descriptors as large as it will be.
+///
+/// It doubles when it is full, and once there are threads each time waits until every processor has been seen idle or switching (`expand_fdtable` in
+/// fs/file.c): 10 ms and more, in which a request waits, six times on the way to 4096 open files.
+fn make_room_for_descriptors(count: u64) {
+    let number = i32::try_from(count).unwrap_or(i32::MAX);
+    let path = OFlags::PATH | OFlags::CLOEXEC;
+    let room = rustix::fs::open("/", path, Mode::empty()).and_then(|fd| rustix::io::fcntl_dupfd_cloexec(fd, number));
+    // Without the room it only takes longer.
+    drop(room);
 }
 
 /// Where syslog listens, journald's included.
@@ -97,6 +138,7 @@ impl Write for LogTarget {
 pub fn start_log(verbose: u8, command: &Command) {
     let (has_file, in_service) = match command {
         Command::Mount(args) => (args.log_file.is_some(), true),
+        Command::Agent(args) => (false, !args.status),
         _ => (false, false),
     };
     let level = match verbose {
@@ -107,7 +149,12 @@ pub fn start_log(verbose: u8, command: &Command) {
         _ => LevelFilter::Trace,
     };
     env_logger::Builder::new()
-        .filter_level(level)
+        // At the lowest levels, other crates write down what crosses the network, keys included.
+        .filter_level(level.min(LevelFilter::Warn))
+        .filter_module("hushfs", level)
+        .filter_module("fuser", level)
+        // It calls every refusal an error, and hushfs says what they mean.
+        .filter_module("tss_esapi", LevelFilter::Off)
         .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .format(move |out, record| {
             if in_service {
@@ -119,6 +166,16 @@ pub fn start_log(verbose: u8, command: &Command) {
             }
         })
         .init();
+}
+
+/// Returns whom a process that asks for keys must be able to reach.
+pub fn outside(reach: Reach) -> Outside {
+    match reach {
+        Reach::Here => Outside::Nobody,
+        Reach::Agent => Outside::UnixSockets,
+        Reach::Network => Outside::Network,
+        Reach::ForeignCode => Outside::ForeignCode,
+    }
 }
 
 /// Returns the time in seconds since 1970.

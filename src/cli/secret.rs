@@ -7,29 +7,34 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::fs::OpenOptionsExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
+use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{
     CliResult,
-    args::{KdfArgs, NewSecretArgs, SecretArgs, UnlockArgs},
+    args::{CustomerArgs, CustomerKeyAddArgs, KdfArgs, NewSecretArgs, PassphraseArgs, SecretArgs, UnlockArgs},
+    devices,
     error::CliError,
     print,
 };
 use crate::{
     crypto::{
+        KEY_SIZE,
+        keys::{CustomerKey, KeyBytes, SlotSecret},
         passphrase::{Hardness, MEMORY_KIB_DEFAULT},
         random,
     },
+    format::keystore::{RemoteKeyName, SlotKind},
     keystore::{
-        KeyFile, NewSecret, Passphrase, RecoveryKey, RecoveryKeyError, SecretKind, SlotChoice, Unlock,
-        slot::KEY_FILE_SIZE_MAX,
+        KeyFile, NewSecret, Passphrase, Provider, Providers, RecoveryKey, RecoveryKeyError, SecretKind, Unlock,
+        secret::KEY_FILE_SIZE_MAX, tpm::TpmObject,
     },
-    vault::home::VaultHome,
 };
 
 /// The most bytes of a line that is taken for a passphrase; someone may have named a disk.
@@ -38,14 +43,11 @@ const PASSPHRASE_LEN_MAX: usize = 64 * 1024;
 /// The systemd credential that is looked for.
 const CREDENTIAL: &str = "hushfs";
 
-/// Where systemd puts credentials.
-const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
-
 /// What a passphrase does not start with, so that a recovery key can be typed wherever a passphrase is asked for.
 const RECOVERY_PREFIX: &[u8] = b"HUSH1-";
 
 /// How long a guess takes unless the user says otherwise.
-const KDF_TIME: Duration = Duration::from_secs(1);
+pub const KDF_TIME: Duration = Duration::from_secs(1);
 
 /// A new secret, for a slot to be made.
 pub enum Fresh {
@@ -55,6 +57,17 @@ pub enum Fresh {
     KeyFile(KeyFile),
     /// A recovery key, not printed yet.
     RecoveryKey(RecoveryKey),
+    /// A systemd credential.
+    Credential { name: String, contents: KeyFile },
+    /// A command, and what it has written.
+    Command { words: Vec<String>, output: KeyFile },
+    /// What a TPM has sealed.
+    Tpm { object: TpmObject, secret: SlotSecret },
+    /// A key in a token.
+    RemoteKey {
+        key: RemoteKeyName,
+        provider: Arc<dyn Provider>,
+    },
 }
 
 impl Fresh {
@@ -64,23 +77,26 @@ impl Fresh {
             Fresh::Passphrase(passphrase, hardness) => NewSecret::Passphrase(passphrase, *hardness),
             Fresh::KeyFile(file) => NewSecret::KeyFile(file),
             Fresh::RecoveryKey(key) => NewSecret::RecoveryKey(key),
+            Fresh::Credential { name, contents } => NewSecret::Credential { name, contents },
+            Fresh::Command { words, output } => NewSecret::Command { words, output },
+            Fresh::Tpm { object, secret } => NewSecret::Tpm { object, secret },
+            Fresh::RemoteKey { key, provider } => NewSecret::RemoteKey {
+                key,
+                provider: &**provider,
+            },
         }
     }
 
     /// Returns its kind.
     pub fn kind(&self) -> SecretKind {
-        match self {
-            Fresh::Passphrase(..) => SecretKind::Passphrase,
-            Fresh::KeyFile(_) => SecretKind::KeyFile,
-            Fresh::RecoveryKey(_) => SecretKind::RecoveryKey,
-        }
+        self.as_new().kind()
     }
 
     /// Shows a recovery key, after it was stored: nobody shall write down one that opens nothing.
     pub fn show(&self) -> CliResult {
         match self {
             Fresh::RecoveryKey(key) => show_recovery_key(key),
-            Fresh::Passphrase(..) | Fresh::KeyFile(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 }
@@ -102,15 +118,57 @@ pub fn show_recovery_key(key: &RecoveryKey) -> CliResult {
     print(b"")
 }
 
-/// Returns what the user offers to open a vault.
-pub fn unlock(vault: &Path, args: &UnlockArgs) -> CliResult<Unlock> {
+/// What a keystore or a sealed file is opened with, before it is.
+pub struct Asked<'a> {
+    /// The path that a prompt names.
+    pub path: &'a Path,
+    /// What the slots take that it says it has; not to be believed.
+    pub claimed: &'a [&'a SlotKind],
+    /// Who holds keys elsewhere.
+    pub providers: &'a Providers,
+}
+
+/// Returns what the user offers to open a vault or a keystore.
+pub fn unlock(asked: &Asked<'_>, args: &UnlockArgs) -> CliResult<Unlock> {
+    let devices = &args.devices;
     if let Some(path) = &args.secret.key_file {
         return Ok(Unlock::KeyFile(read_key_file(path)?));
     }
+    if let Some(command) = &devices.slot_command {
+        let words = devices::words(command)?;
+        let output = devices::run(&words)?;
+        return Ok(Unlock::Command { words, output });
+    }
+    if let Some(tpm) = &devices.tpm2 {
+        return devices::tpm::open(tpm, devices).map(Unlock::Tpm);
+    }
+    if let Some(key) = &devices.kms_key {
+        return Ok(Unlock::RemoteKey {
+            key: devices::kms::name(key)?,
+            provider: devices::kms::provider()?,
+        });
+    }
+    if let Some(uri) = &devices.pkcs11_key {
+        return Ok(Unlock::RemoteKey {
+            key: devices::token::name(uri)?,
+            provider: devices::token_provider(asked.providers)?,
+        });
+    }
+    if let Some(path) = &devices.identity {
+        let passphrase = || match line_of(&args.secret)? {
+            Some(line) => Ok(Passphrase::new(line)?),
+            None => Ok(Passphrase::new(ask(&format!("Passphrase for {}: ", path.display()))?)?),
+        };
+        return devices::read_identity(path, passphrase).map(Unlock::Identity);
+    }
+    if let Some(unlock) = credential_as_key(asked.claimed, &args.secret)? {
+        return Ok(unlock);
+    }
+    let store = asked.path;
     let what = if args.recovery { "Recovery key" } else { "Passphrase" };
     let line = match line_of(&args.secret)? {
         Some(line) => line,
-        None => ask(&format!("{what} for {}: ", vault.display()))?,
+        None => ask(&format!("{what} for {}: ", store.display()))?,
     };
     if args.recovery || looks_like_recovery_key(&line) {
         let text = std::str::from_utf8(&line).map_err(|_| CliError::RecoveryKey(RecoveryKeyError::Prefix))?;
@@ -121,34 +179,45 @@ pub fn unlock(vault: &Path, args: &UnlockArgs) -> CliResult<Unlock> {
     Ok(Unlock::Passphrase(Passphrase::new(line)?))
 }
 
-/// Returns which slots a vault is to be opened by: a name, or a number where no slot has that name.
-pub fn choice(home: &VaultHome, slot: Option<&str>) -> SlotChoice {
-    let Some(slot) = slot else {
-        return SlotChoice::Any;
-    };
-    let named = home.claimed_slots().iter().any(|other| other.label == slot);
-    match slot.parse() {
-        Ok(id) if !named => SlotChoice::Id(crate::format::keystore::SlotId(id)),
-        _ => SlotChoice::Label(slot.to_owned()),
+/// Returns a systemd credential as the key of a slot, if the keystore has one that names it, and nothing else was asked for.
+///
+/// That the slot is there is only a claim. What comes of a lie is a credential that is tried as a key and fails, instead of as a passphrase.
+fn credential_as_key(claimed: &[&SlotKind], args: &SecretArgs) -> CliResult<Option<Unlock>> {
+    let elsewhere = args.passphrase.is_given();
+    let name = args.credential.as_deref().unwrap_or(CREDENTIAL);
+    let is_named = |kind: &&SlotKind| matches!(kind, SlotKind::Credential { name: own } if own == name);
+    if elsewhere || !claimed.iter().any(is_named) {
+        return Ok(None);
     }
+    // Without systemd's directory there may still be someone to ask for the passphrase of another slot.
+    if args.credential.is_none() && devices::credential_path(name)?.is_none_or(|path| !path.exists()) {
+        return Ok(None);
+    }
+    Ok(Some(Unlock::Credential {
+        name: name.to_owned(),
+        contents: devices::read_credential(name)?,
+    }))
 }
 
-/// Returns the secret that a new vault shall be opened with.
-pub fn first(vault: &Path, args: &SecretArgs, kdf: &KdfArgs) -> CliResult<Fresh> {
+/// Returns the secret that a new vault or keystore shall be opened with.
+pub fn first(store: &Path, args: &SecretArgs, kdf: &KdfArgs) -> CliResult<Fresh> {
     if let Some(path) = &args.key_file {
         return Ok(Fresh::KeyFile(read_key_file(path)?));
     }
     let line = match line_of(args)? {
         Some(line) => line,
-        None => ask_twice("Passphrase", vault)?,
+        None => ask_twice("Passphrase", store)?,
     };
     fresh_passphrase(line, kdf)
 }
 
 /// Returns the secret that a new slot shall be opened with.
-pub fn fresh(vault: &Path, args: &NewSecretArgs) -> CliResult<Fresh> {
+pub fn fresh(store: &Path, args: &NewSecretArgs, unlock: &UnlockArgs, providers: &Providers) -> CliResult<Fresh> {
     if args.new_recovery {
         return Ok(Fresh::RecoveryKey(RecoveryKey::generate()));
+    }
+    if let Some(fresh) = fresh_device(args, unlock, providers)? {
+        return Ok(fresh);
     }
     if let Some(path) = &args.new_key_file {
         if args.generate {
@@ -156,21 +225,79 @@ pub fn fresh(vault: &Path, args: &NewSecretArgs) -> CliResult<Fresh> {
         }
         return Ok(Fresh::KeyFile(read_key_file(path)?));
     }
-    let sources = SecretArgs {
+    let sources = PassphraseArgs {
         passfile: args.new_passfile.clone(),
         extpass: args.new_extpass.clone(),
         passfd: args.new_passfd,
-        ..SecretArgs::default()
     };
     // The credential is of the old passphrase.
     let line = match explicit_line(&sources)? {
         Some(line) => line,
-        None => ask_twice("New passphrase", vault)?,
+        None => ask_twice("New passphrase", store)?,
     };
     fresh_passphrase(line, &args.kdf)
 }
 
+/// Returns a new secret that nobody types, if that was asked for.
+fn fresh_device(args: &NewSecretArgs, unlock: &UnlockArgs, providers: &Providers) -> CliResult<Option<Fresh>> {
+    let new = &args.devices;
+    if let Some(name) = &new.new_credential {
+        return Ok(Some(Fresh::Credential {
+            name: name.clone(),
+            contents: devices::read_credential(name)?,
+        }));
+    }
+    if let Some(command) = &new.new_command {
+        let words = devices::words(command)?;
+        let output = devices::run(&words)?;
+        return Ok(Some(Fresh::Command { words, output }));
+    }
+    if let Some(tpm) = &new.new_tpm2 {
+        let (object, secret) = devices::tpm::seal(tpm, new)?;
+        return Ok(Some(Fresh::Tpm { object, secret }));
+    }
+    if let Some(key) = &new.new_kms_key {
+        return Ok(Some(Fresh::RemoteKey {
+            key: devices::kms::name(key)?,
+            provider: devices::kms::provider()?,
+        }));
+    }
+    if let Some(uri) = &new.new_pkcs11_key {
+        return Ok(Some(Fresh::RemoteKey {
+            key: match args.generate {
+                true => devices::token::make(uri, &unlock.devices)?,
+                false => devices::token::name(uri)?,
+            },
+            provider: devices::token_provider(providers)?,
+        }));
+    }
+    Ok(None)
+}
+
+/// Returns the passphrase of something that there is.
+pub fn passphrase(of: &Path, args: &PassphraseArgs) -> CliResult<Passphrase> {
+    let line = match explicit_line(args)? {
+        Some(line) => line,
+        None => ask(&format!("Passphrase for {}: ", of.display()))?,
+    };
+    Ok(Passphrase::new(line)?)
+}
+
+/// Returns a passphrase for something new, and what a guess at it shall cost.
+pub fn new_passphrase(of: &Path, args: &PassphraseArgs, kdf: &KdfArgs) -> CliResult<(Passphrase, Hardness)> {
+    let line = match explicit_line(args)? {
+        Some(line) => line,
+        None => ask_twice("Passphrase", of)?,
+    };
+    hardened(line, kdf)
+}
+
 fn fresh_passphrase(line: Zeroizing<Vec<u8>>, kdf: &KdfArgs) -> CliResult<Fresh> {
+    let (passphrase, hardness) = hardened(line, kdf)?;
+    Ok(Fresh::Passphrase(passphrase, hardness))
+}
+
+fn hardened(line: Zeroizing<Vec<u8>>, kdf: &KdfArgs) -> CliResult<(Passphrase, Hardness)> {
     if looks_like_recovery_key(&line) {
         return Err(CliError::PassphraseLikeRecoveryKey);
     }
@@ -179,7 +306,7 @@ fn fresh_passphrase(line: Zeroizing<Vec<u8>>, kdf: &KdfArgs) -> CliResult<Fresh>
         u32::try_from(bytes / 1024).unwrap_or(u32::MAX)
     });
     let hardness = Hardness::calibrated(memory, kdf.kdf_time.unwrap_or(KDF_TIME));
-    Ok(Fresh::Passphrase(passphrase, hardness))
+    Ok((passphrase, hardness))
 }
 
 fn looks_like_recovery_key(line: &[u8]) -> bool {
@@ -189,32 +316,27 @@ fn looks_like_recovery_key(line: &[u8]) -> bool {
 
 /// Returns the line that one of the sources gives, or the systemd credential; nothing when someone must be asked.
 fn line_of(args: &SecretArgs) -> CliResult<Option<Zeroizing<Vec<u8>>>> {
-    if let Some(line) = explicit_line(args)? {
+    if let Some(line) = explicit_line(&args.passphrase)? {
         return Ok(Some(line));
     }
-    let Some(directory) = std::env::var_os(CREDENTIALS_DIRECTORY).map(PathBuf::from) else {
+    let name = args.credential.as_deref().unwrap_or(CREDENTIAL);
+    let Some(path) = devices::credential_path(name)? else {
         return match &args.credential {
             Some(name) => Err(CliError::NoCredential { name: name.clone() }),
             None => Ok(None),
         };
     };
-    let name = args.credential.as_deref().unwrap_or(CREDENTIAL);
-    let path = directory.join(name);
     match File::open(&path) {
-        Ok(file) if !name.contains('/') => first_line(&path.display().to_string(), file).map(Some),
+        Ok(file) => first_line(&path.display().to_string(), file).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound && args.credential.is_none() => Ok(None),
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CliError::File { path, source }),
         _ => Err(CliError::NoCredential { name: name.to_owned() }),
     }
 }
 
-fn explicit_line(args: &SecretArgs) -> CliResult<Option<Zeroizing<Vec<u8>>>> {
+fn explicit_line(args: &PassphraseArgs) -> CliResult<Option<Zeroizing<Vec<u8>>>> {
     if let Some(path) = &args.passfile {
-        let file = File::open(path).map_err(|source| CliError::File {
-            path: path.clone(),
-            source,
-        })?;
-        return first_line(&path.display().to_string(), file).map(Some);
+        return first_line_of_file(path).map(Some);
     }
     if let Some(command) = &args.extpass {
         return run_extpass(command).map(Some);
@@ -247,7 +369,25 @@ fn run_extpass(command: &str) -> CliResult<Zeroizing<Vec<u8>>> {
     line
 }
 
-fn read_passfd(number: i32) -> CliResult<Zeroizing<Vec<u8>>> {
+/// Reads the first line of a file.
+pub fn first_line_of_file(path: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
+    let file = File::open(path).map_err(|source| CliError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    first_line(&path.display().to_string(), file)
+}
+
+/// Reads the next line of a file descriptor.
+pub fn read_passfd(number: i32) -> CliResult<Zeroizing<Vec<u8>>> {
+    first_line(&format!("file descriptor {number}"), descriptor(number)?).map_err(|error| match error {
+        CliError::File { source, .. } => CliError::PassFd { number, source },
+        other => other,
+    })
+}
+
+/// Finds a file descriptor that the caller has left open for this process.
+fn descriptor(number: i32) -> CliResult<Descriptor<'static>> {
     // SAFETY: F_GETFD does nothing to whatever the number stands for.
     if number < 0 || unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
         return Err(CliError::PassFd {
@@ -255,12 +395,8 @@ fn read_passfd(number: i32) -> CliResult<Zeroizing<Vec<u8>>> {
             source: io::Error::from_raw_os_error(libc::EBADF),
         });
     }
-    // SAFETY: it is open, and nothing here closes it before the end of this function.
-    let fd = unsafe { BorrowedFd::borrow_raw(number) };
-    first_line(&format!("file descriptor {number}"), Descriptor(fd)).map_err(|error| match error {
-        CliError::File { source, .. } => CliError::PassFd { number, source },
-        other => other,
-    })
+    // SAFETY: it is open, and nothing here closes what it was not given.
+    Ok(Descriptor(unsafe { BorrowedFd::borrow_raw(number) }))
 }
 
 /// Reads from a descriptor that somebody else owns.
@@ -312,7 +448,8 @@ fn first_line(source: &str, mut reader: impl Read) -> CliResult<Zeroizing<Vec<u8
     Ok(line)
 }
 
-fn read_key_file(path: &Path) -> CliResult<KeyFile> {
+/// Reads a file that is a key as a whole.
+pub fn read_key_file(path: &Path) -> CliResult<KeyFile> {
     let failed = |source| CliError::File {
         path: path.to_owned(),
         source,
@@ -333,7 +470,79 @@ fn read_key_file(path: &Path) -> CliResult<KeyFile> {
     Ok(KeyFile::new(contents)?)
 }
 
-fn generate_key_file(path: &Path) -> CliResult {
+/// Returns the key that a customer brings to a vault, if there is one.
+pub fn customer_key(vault: &Path, args: &CustomerArgs) -> CliResult<Option<CustomerKey>> {
+    match (&args.customer_key, args.customer_key_fd) {
+        (Some(path), _) => read_customer_key(path).map(Some),
+        (None, Some(number)) => read_customer_key_fd(number).map(Some),
+        (None, None) if args.customer_key_prompt => {
+            let typed = ask(&customer_key_prompt(vault))?;
+            customer_key_of_text(&typed).map(Some)
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Returns a key that a vault is to take from a customer, making its file if that was asked for.
+pub fn new_customer_key(args: &CustomerKeyAddArgs) -> CliResult<CustomerKey> {
+    let Some(path) = &args.new_customer_key else {
+        let typed = ask_twice_for(&customer_key_prompt(&args.vault.vault))?;
+        return customer_key_of_text(&typed);
+    };
+    if args.generate {
+        generate_key_file(path)?;
+    }
+    read_customer_key(path)
+}
+
+fn customer_key_prompt(vault: &Path) -> String {
+    format!("Customer key for {}: ", vault.display())
+}
+
+/// Takes a key as it is typed: as S3 has it in its requests, or as most programs show bytes.
+fn customer_key_of_text(text: &[u8]) -> CliResult<CustomerKey> {
+    // What decoding needs, which for base64 is a byte more than the key.
+    let mut bytes = Zeroizing::new([0; KEY_SIZE + 1]);
+    for encoding in [BASE64, HEXLOWER_PERMISSIVE] {
+        if let Ok(len) = encoding.decode_len(text.len())
+            && let Some(room) = bytes.get_mut(..len)
+            && encoding.decode_mut(text, room) == Ok(KEY_SIZE)
+        {
+            let key = bytes.first_chunk().expect("one byte less than there is room for");
+            return Ok(CustomerKey::new(KeyBytes::copy_of(key)));
+        }
+    }
+    Err(CliError::CustomerKeyText)
+}
+
+/// Reads a customer's key from a descriptor. What follows is left for who reads next.
+fn read_customer_key_fd(number: i32) -> CliResult<CustomerKey> {
+    let mut key = Zeroizing::new([0_u8; KEY_SIZE]);
+    let read = descriptor(number)?.read_exact(&mut *key);
+    read.map_err(|source| CliError::PassFd { number, source })?;
+    Ok(CustomerKey::new(KeyBytes::copy_of(&key)))
+}
+
+/// Reads a customer's key from a file. Nothing but its 32 bytes may be in the file: an end of line would make another key.
+fn read_customer_key(path: &Path) -> CliResult<CustomerKey> {
+    let failed = |source| CliError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let mut contents = Zeroizing::new(Vec::with_capacity(KEY_SIZE + 1));
+    let file = File::open(path).map_err(failed)?;
+    file.take(KEY_SIZE as u64 + 1)
+        .read_to_end(&mut contents)
+        .map_err(failed)?;
+    let key = contents
+        .as_slice()
+        .try_into()
+        .map_err(|_| CliError::CustomerKeySize { path: path.to_owned() })?;
+    Ok(CustomerKey::new(KeyBytes::copy_of(key)))
+}
+
+/// Makes a file with a random key; it must not exist.
+pub fn generate_key_file(path: &Path) -> CliResult {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => CliError::Exists { path: path.to_owned() },
         _ => CliError::File {
@@ -353,7 +562,8 @@ fn generate_key_file(path: &Path) -> CliResult {
     file.write_all(&*key).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-fn ask(prompt: &str) -> CliResult<Zeroizing<Vec<u8>>> {
+/// Asks at the terminal.
+pub fn ask(prompt: &str) -> CliResult<Zeroizing<Vec<u8>>> {
     if !io::stdin().is_terminal() {
         return Err(CliError::NoTerminal);
     }
@@ -365,11 +575,16 @@ fn ask(prompt: &str) -> CliResult<Zeroizing<Vec<u8>>> {
         })
 }
 
-fn ask_twice(what: &str, vault: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
-    let typed = ask(&format!("{what} for {}: ", vault.display()))?;
+fn ask_twice(what: &str, store: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
+    ask_twice_for(&format!("{what} for {}: ", store.display()))
+}
+
+/// Asks at the terminal for something new.
+pub fn ask_twice_for(prompt: &str) -> CliResult<Zeroizing<Vec<u8>>> {
+    let typed = ask(prompt)?;
     let again = ask("Again: ")?;
     if *typed != *again {
-        return Err(CliError::PassphrasesDiffer);
+        return Err(CliError::TypedDifferently);
     }
     Ok(typed)
 }
@@ -407,6 +622,25 @@ mod tests {
         assert_eq!(*run_extpass("echo one; echo two").unwrap(), b"one");
         assert!(matches!(run_extpass("echo one; exit 3"), Err(CliError::ExtPass(_))));
         assert!(matches!(run_extpass("true"), Err(CliError::NoLine { .. })));
+    }
+
+    #[test]
+    fn a_customer_key_is_typed_in_base64_or_hexadecimal() {
+        let key = |text: &str| customer_key_of_text(text.as_bytes()).map(|key| *key.as_bytes());
+        assert_eq!(key("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=").unwrap(), [7; 32]);
+        assert_eq!(key(&"07".repeat(32)).unwrap(), [7; 32]);
+        assert_eq!(key(&"AB".repeat(32)).unwrap(), key(&"ab".repeat(32)).unwrap());
+        for wrong in [
+            String::new(),
+            "07".repeat(31),
+            "07".repeat(33),
+            "0x".repeat(32),
+            "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc".to_owned(),
+            "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH".to_owned(),
+            "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw==".to_owned(),
+        ] {
+            assert!(matches!(key(&wrong), Err(CliError::CustomerKeyText)), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,7 +4,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::FileType;
 
-use crate::format::keystore::{Slot, SlotKind};
+use crate::{
+    crypto::recipient::Recipient,
+    format::keystore::SlotKind,
+    keystore::identity::{RECIPIENT_PREFIX, recipient_to_text},
+};
 
 /// The last second of the year 9999, which is the last that the usual form can tell.
 const TIME_MAX: u64 = 253_402_300_799;
@@ -18,8 +22,8 @@ pub fn time(seconds: u64) -> String {
 }
 
 /// Writes the kind of a slot, with what a guess costs.
-pub fn slot_kind(slot: &Slot) -> String {
-    match &slot.kind {
+pub fn slot_kind(kind: &SlotKind) -> String {
+    match kind {
         SlotKind::Passphrase(hardness) => format!(
             "passphrase (Argon2id, {} MiB, {} passes)",
             hardness.memory_kib / 1024,
@@ -27,16 +31,27 @@ pub fn slot_kind(slot: &Slot) -> String {
         ),
         SlotKind::KeyFile => "key file".to_owned(),
         SlotKind::Recovery => "recovery key".to_owned(),
+        SlotKind::Credential { name } => format!("credential {name:?}"),
+        SlotKind::Command { words } => format!("command {words:?}"),
+        SlotKind::Tpm2 { pcrs, pin, .. } => {
+            let registers: Vec<_> = (0..32)
+                .filter(|bit| pcrs >> bit & 1 == 1)
+                .map(|bit| bit.to_string())
+                .collect();
+            let pin = if *pin { ", PIN" } else { "" };
+            format!("TPM 2.0 (registers {}{pin})", registers.join("+"))
+        }
+        SlotKind::Recipient { recipient, .. } => format!("recipient {}", recipient_start(recipient)),
+        SlotKind::Remote { key, .. } => format!("{} {key}", key.word()),
     }
 }
 
-/// Writes the kind of a slot as one word.
-pub fn slot_kind_word(slot: &Slot) -> &'static str {
-    match slot.kind {
-        SlotKind::Passphrase(_) => "passphrase",
-        SlotKind::KeyFile => "key-file",
-        SlotKind::Recovery => "recovery-key",
-    }
+/// Writes how the text of a recipient begins, by which people know it.
+pub fn recipient_start(public_key: &[u8]) -> String {
+    const SHOWN: usize = 12;
+    let text = Recipient::from_bytes(public_key).map(|recipient| recipient_to_text(&recipient));
+    let start = text.ok().map(|text| text[..RECIPIENT_PREFIX.len() + SHOWN].to_owned());
+    start.map_or_else(|| "(not one)".to_owned(), |start| format!("{start}..."))
 }
 
 /// Writes kind and permissions as ls(1) does.

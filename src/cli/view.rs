@@ -1,4 +1,4 @@
-//! Reads a vault without mounting it: `ls` and `cat`, and what `verify` and `export` go by.
+//! Reads a vault without mounting it: `ls` and `cat`, and what `verify`, `export` and `rekey` go by.
 
 use std::{
     fmt::Write as _,
@@ -13,22 +13,24 @@ use super::{
     CliResult,
     args::{CatArgs, LsArgs, VaultArgs},
     error::CliError,
-    process, secret, text,
+    open, process, text,
 };
 use crate::{
+    format::record::SeenHome,
     fs::{Attr, Found, Fs, FsError, FsOptions, ROOT},
-    vault::home::{Lock, VaultHome},
+    vault::home::{Lock, OpenVault, VaultHome},
 };
 
 /// Bytes read at a time.
 pub const CHUNK: usize = 1 << 20;
 
-/// A vault opened for reading.
+/// A vault opened without a mount.
 pub struct View {
     /// The filesystem.
     pub fs: Fs,
     /// Holds the lock.
-    _home: VaultHome,
+    home: VaultHome,
+    seen: SeenHome,
 }
 
 /// A file found in a view.
@@ -53,28 +55,48 @@ pub struct Entry {
 impl View {
     /// Opens a vault for reading, together with others that read.
     pub fn open(args: &VaultArgs) -> CliResult<Self> {
-        let home = VaultHome::enter(&args.vault, Lock::Shared)?;
-        let unlock = secret::unlock(&args.vault, &args.unlock)?;
-        let choice = secret::choice(&home, args.unlock.slot.as_deref());
-        let (vault, home) = home.open(&unlock, &choice)?.into_vault();
+        View::new(args, open::open_vault(args, Lock::Shared)?, true)
+    }
+
+    /// Opens a vault for changing files.
+    pub fn open_for_change(args: &VaultArgs) -> CliResult<Self> {
+        View::new(args, open::open_for_change(args)?, false)
+    }
+
+    fn new(args: &VaultArgs, open: OpenVault, read_only: bool) -> CliResult<Self> {
+        let seen = open.seen();
+        let (vault, home) = open.into_vault();
         let io_error = |source| CliError::File {
             path: args.vault.clone(),
             source,
         };
+        let lock = if read_only { Lock::Shared } else { Lock::Exclusive };
+        home.recover(&vault, lock, false)?;
         let root = home.open_dir().map_err(io_error)?;
         let options = FsOptions {
-            read_only: true,
+            read_only,
             shared: false,
             acl: true,
             own_uid: rustix::process::geteuid().as_raw(),
             own_gid: rustix::process::getegid().as_raw(),
             cached_descriptors: process::raise_descriptor_limit(),
+            journal: true,
         };
         let fs = Fs::new(vault, root, options).map_err(|error| CliError::View {
             path: args.vault.display().to_string(),
             error,
         })?;
-        Ok(View { fs, _home: home })
+        Ok(View { fs, home, seen })
+    }
+
+    /// Returns the vault's directory.
+    pub fn home(&self) -> &VaultHome {
+        &self.home
+    }
+
+    /// Returns what the vault header and the keystore are to be known by again.
+    pub fn seen(&self) -> &SeenHome {
+        &self.seen
     }
 
     /// Finds a file by its path from the view's root. Links on the way are not followed.

@@ -10,11 +10,22 @@ use aes_gcm_siv::{
 };
 use chacha20poly1305::XChaCha20Poly1305;
 
-use super::{OpenError, TAG_SIZE, keys::DataKey};
+use super::{
+    OpenError, TAG_SIZE,
+    keys::DataKey,
+    random,
+    seal::{BlockSum, SealKey},
+};
 use crate::{ids::FileId, units::BlockIndex};
 
 /// Authenticated with every block, so that a block of another format version never opens.
 const BLOCK_VERSION: u16 = 1;
+
+/// The size of the longest nonce of a suite, in bytes.
+const NONCE_SIZE_MAX: usize = 24;
+
+/// Nonces drawn at a time.
+const NONCES_DRAWN: usize = 16;
 
 /// The cipher of a vault's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +73,14 @@ impl Suite {
     pub const fn overhead(self) -> usize {
         self.nonce_size() + TAG_SIZE
     }
+
+    /// Returns the library that files of this suite are sealed and opened with.
+    pub const fn library(self) -> Library {
+        match self {
+            Suite::Aes256GcmSiv if cfg!(feature = "aws-lc") => Library::AwsLc,
+            Suite::Aes256GcmSiv | Suite::XChaCha20Poly1305 => Library::Portable,
+        }
+    }
 }
 
 impl fmt::Display for Suite {
@@ -70,13 +89,43 @@ impl fmt::Display for Suite {
     }
 }
 
+/// Whose implementation of a suite is used. All of a suite give the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// aws-lc: C and assembly; AES-256-GCM-SIV only, and only if it is built in.
+    AwsLc,
+    /// The crates of RustCrypto.
+    Portable,
+}
+
+impl Library {
+    /// All libraries.
+    pub const ALL: [Library; 2] = [Library::AwsLc, Library::Portable];
+
+    /// Returns the library's name, as users see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Library::AwsLc => "aws-lc",
+            Library::Portable => "portable",
+        }
+    }
+}
+
+/// Blocks that follow one another: all whole, but perhaps the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// The first block.
+    pub first: BlockIndex,
+    /// Bytes of plaintext in a whole block.
+    pub block_size: usize,
+}
+
 /// Seals and opens one file's blocks: an expanded key, made once per open file.
 pub struct BlockCipher(Implementation);
 
 enum Implementation {
     #[cfg(feature = "aws-lc")]
     AwsLc(aws_lc_rs::aead::LessSafeKey),
-    #[cfg(any(test, not(feature = "aws-lc")))]
     Portable(Box<aes_gcm_siv::Aes256GcmSiv>),
     XChaCha(Box<XChaCha20Poly1305>),
 }
@@ -84,21 +133,31 @@ enum Implementation {
 impl BlockCipher {
     /// Derives a file's block key and expands it.
     pub fn new(suite: Suite, key: &DataKey, file: FileId) -> Self {
-        let block_key = key.block_key(file, suite.number());
-        Self::from_key(suite, block_key.as_bytes())
+        Self::of_library(suite.library(), suite, key, file).expect("the library of a suite implements it")
     }
 
-    fn from_key(suite: Suite, key: &[u8; 32]) -> Self {
-        BlockCipher(match suite {
+    /// As [`BlockCipher::new`], with a library of the caller's choice; nothing if it does not implement the suite, or is not built in.
+    pub fn of_library(library: Library, suite: Suite, key: &DataKey, file: FileId) -> Option<Self> {
+        let block_key = key.block_key(file, suite.number());
+        Self::from_key(library, suite, block_key.as_bytes())
+    }
+
+    fn from_key(library: Library, suite: Suite, key: &[u8; 32]) -> Option<Self> {
+        let implementation = match (suite, library) {
             #[cfg(feature = "aws-lc")]
-            Suite::Aes256GcmSiv => Implementation::AwsLc(aws_lc_rs::aead::LessSafeKey::new(
+            (Suite::Aes256GcmSiv, Library::AwsLc) => Implementation::AwsLc(aws_lc_rs::aead::LessSafeKey::new(
                 aws_lc_rs::aead::UnboundKey::new(&aws_lc_rs::aead::AES_256_GCM_SIV, key)
                     .expect("a key of 32 bytes fits the cipher"),
             )),
-            #[cfg(not(feature = "aws-lc"))]
-            Suite::Aes256GcmSiv => Implementation::Portable(Box::new(aes_gcm_siv::Aes256GcmSiv::new(key.into()))),
-            Suite::XChaCha20Poly1305 => Implementation::XChaCha(Box::new(XChaCha20Poly1305::new(key.into()))),
-        })
+            (Suite::Aes256GcmSiv, Library::Portable) => {
+                Implementation::Portable(Box::new(aes_gcm_siv::Aes256GcmSiv::new(key.into())))
+            }
+            (Suite::XChaCha20Poly1305, Library::Portable) => {
+                Implementation::XChaCha(Box::new(XChaCha20Poly1305::new(key.into())))
+            }
+            _ => return None,
+        };
+        Some(BlockCipher(implementation))
     }
 
     /// Returns the suite the cipher implements.
@@ -106,10 +165,67 @@ impl BlockCipher {
         match &self.0 {
             #[cfg(feature = "aws-lc")]
             Implementation::AwsLc(_) => Suite::Aes256GcmSiv,
-            #[cfg(any(test, not(feature = "aws-lc")))]
             Implementation::Portable(_) => Suite::Aes256GcmSiv,
             Implementation::XChaCha(_) => Suite::XChaCha20Poly1305,
         }
+    }
+
+    /// Seals blocks side by side into `sealed`, each under a new nonce; returns what they add to the sum of the file's seal.
+    ///
+    /// # Panics
+    ///
+    /// When `sealed` is not as long as the blocks of `plain` become.
+    pub fn seal_run(&self, seal_key: &SealKey, run: Run, plain: &[u8], sealed: &mut [u8]) -> BlockSum {
+        let suite = self.suite();
+        let nonce_size = suite.nonce_size();
+        let mut nonces = [0; NONCES_DRAWN * NONCE_SIZE_MAX];
+        let mut sum = BlockSum::default();
+        let mut index = run.first;
+        let drawn_for = plain.chunks(NONCES_DRAWN * run.block_size);
+        let into = sealed.chunks_mut(NONCES_DRAWN * (run.block_size + suite.overhead()));
+        assert_eq!(drawn_for.len(), into.len());
+        for (plain, sealed) in drawn_for.zip(into) {
+            let plain = plain.chunks(run.block_size);
+            let nonces = &mut nonces[..plain.len() * nonce_size];
+            random::fill_nonces(nonces);
+            let sealed = sealed.chunks_mut(run.block_size + suite.overhead());
+            assert_eq!(plain.len(), sealed.len());
+            for ((plain, sealed), nonce) in plain.zip(sealed).zip(nonces.chunks_exact(nonce_size)) {
+                sealed[..nonce_size].copy_from_slice(nonce);
+                self.seal(index, plain, sealed);
+                sum += seal_key.term(index, &Self::tag(sealed));
+                index = BlockIndex(index.0 + 1);
+            }
+        }
+        sum
+    }
+
+    /// Opens blocks side by side into `plain`. A block of nothing but zeros is a hole, which only files with holes have.
+    ///
+    /// # Errors
+    ///
+    /// The first block that does not open, or is a hole and must not be; what `plain` then holds must not be used.
+    ///
+    /// # Panics
+    ///
+    /// When `plain` is not as long as the blocks of `sealed` become.
+    pub fn open_run(&self, run: Run, has_holes: bool, sealed: &[u8], plain: &mut [u8]) -> Result<(), BlockIndex> {
+        let sealed = sealed.chunks(run.block_size + self.suite().overhead());
+        let plain = plain.chunks_mut(run.block_size);
+        assert_eq!(sealed.len(), plain.len());
+        for ((sealed, plain), index) in sealed.zip(plain).zip(run.first.0..) {
+            if is_hole(sealed) {
+                // Without holes a zeroed block is damage or an attack, never data: EncFS and others return zeros here.
+                if !has_holes {
+                    return Err(BlockIndex(index));
+                }
+                plain.fill(0);
+            } else {
+                self.open(BlockIndex(index), sealed, plain)
+                    .map_err(|_| BlockIndex(index))?;
+            }
+        }
+        Ok(())
     }
 
     /// Seals `plain` into `sealed`, whose front already holds a nonce never used before.
@@ -126,14 +242,10 @@ impl BlockCipher {
             #[cfg(feature = "aws-lc")]
             Implementation::AwsLc(key) => {
                 use aws_lc_rs::aead::{Aad, Nonce};
-                body.copy_from_slice(plain);
                 let nonce = Nonce::try_assume_unique_for_key(nonce).expect("the nonce is 12 bytes");
-                let tag = key
-                    .seal_in_place_separate_tag(nonce, Aad::from(aad), body)
+                key.seal_out_of_place_scatter(nonce, Aad::from(aad), plain, body, &[], tag_out)
                     .expect("a block is far below the cipher's limit");
-                tag_out.copy_from_slice(tag.as_ref());
             }
-            #[cfg(any(test, not(feature = "aws-lc")))]
             Implementation::Portable(cipher) => seal_portable(&**cipher, nonce, &aad, plain, body, tag_out),
             Implementation::XChaCha(cipher) => seal_portable(&**cipher, nonce, &aad, plain, body, tag_out),
         }
@@ -162,7 +274,6 @@ impl BlockCipher {
                 key.open_separate_gather(nonce, Aad::from(aad), body, tag, plain)
                     .map_err(|_| OpenError)
             }
-            #[cfg(any(test, not(feature = "aws-lc")))]
             Implementation::Portable(cipher) => open_portable(&**cipher, nonce, &aad, body, tag, plain),
             Implementation::XChaCha(cipher) => open_portable(&**cipher, nonce, &aad, body, tag, plain),
         }
@@ -180,6 +291,12 @@ impl fmt::Debug for BlockCipher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BlockCipher({}, [redacted])", self.suite())
     }
+}
+
+/// Tells whether a sealed block is all zero.
+pub fn is_hole(sealed: &[u8]) -> bool {
+    // Nonces are random, so a block that is not a hole shows it in its first bytes.
+    sealed.iter().all(|&byte| byte == 0)
 }
 
 /// Returns what is authenticated with block `index`.
@@ -237,7 +354,7 @@ mod tests {
     #[test]
     fn a_block_opens_only_at_its_own_index_and_unchanged() {
         for suite in Suite::ALL {
-            let cipher = BlockCipher::from_key(suite, &[5; 32]);
+            let cipher = BlockCipher::from_key(suite.library(), suite, &[5; 32]).unwrap();
             let block = sealed(&cipher, 7, 1, b"attack at dawn");
             let mut plain = [0; 14];
             cipher.open(BlockIndex(7), &block, &mut plain).unwrap();
@@ -260,8 +377,9 @@ mod tests {
         fn both_implementations_of_gcm_siv_agree_byte_for_byte(
             key: [u8; 32], index: u64, nonce: u8, plain in proptest::collection::vec(any::<u8>(), 1..5000)
         ) {
-            let ours = BlockCipher::from_key(Suite::Aes256GcmSiv, &key);
-            let portable = BlockCipher(Implementation::Portable(Box::new(aes_gcm_siv::Aes256GcmSiv::new(&key.into()))));
+            let suite = Suite::Aes256GcmSiv;
+            let ours = BlockCipher::from_key(suite.library(), suite, &key).unwrap();
+            let portable = BlockCipher::from_key(Library::Portable, suite, &key).unwrap();
             let one = sealed(&ours, index, nonce, &plain);
             let two = sealed(&portable, index, nonce, &plain);
             prop_assert_eq!(&one, &two);
@@ -273,47 +391,57 @@ mod tests {
         }
     }
 
-    /// Prints how fast each implementation seals and opens blocks: `cargo test --release block::tests::rates -- --ignored --nocapture`.
     #[test]
-    #[ignore = "measures; by hand, in a release build"]
-    fn rates() {
-        const BLOCK: usize = 4096;
-        const COUNT: u64 = 65_536;
-        let ciphers = [
-            (
-                "aes-256-gcm-siv, built in",
-                BlockCipher::from_key(Suite::Aes256GcmSiv, &[5; 32]),
-            ),
-            (
-                "aes-256-gcm-siv, portable",
-                BlockCipher(Implementation::Portable(Box::new(aes_gcm_siv::Aes256GcmSiv::new(
-                    &[5; 32].into(),
-                )))),
-            ),
-            (
-                "xchacha20-poly1305",
-                BlockCipher::from_key(Suite::XChaCha20Poly1305, &[5; 32]),
-            ),
-        ];
-        for (name, cipher) in ciphers {
-            let plain = [7; BLOCK];
-            let mut opened = [0; BLOCK];
-            let mut sealed = vec![1; BLOCK + cipher.suite().overhead()];
-            let gigabytes =
-                |elapsed: std::time::Duration| (COUNT as usize * BLOCK) as f64 / elapsed.as_secs_f64() / 1e9;
-            let start = std::time::Instant::now();
-            for i in 0..COUNT {
-                cipher.seal(BlockIndex(i), &plain, &mut sealed);
+    fn a_run_is_its_blocks_side_by_side() {
+        for suite in Suite::ALL {
+            let (key, file) = (DataKey::new(random::key()), FileId([2; 16]));
+            let (cipher, seal_key) = (BlockCipher::new(suite, &key, file), key.seal_key(file, suite.number()));
+            for (count, rest) in [(0, 1), (1, 0), (3, 7), (16, 0), (16, 1), (40, 50)] {
+                let run = Run {
+                    first: BlockIndex(9),
+                    block_size: 64,
+                };
+                let plain: Vec<u8> = (0..count * 64 + rest).map(|i| i as u8).collect();
+                let mut sealed = vec![0; plain.len() + plain.chunks(64).len() * suite.overhead()];
+                let sum = cipher.seal_run(&seal_key, run, &plain, &mut sealed);
+                let mut expected = BlockSum::default();
+                let mut nonces = std::collections::HashSet::new();
+                for (i, block) in sealed.chunks(64 + suite.overhead()).enumerate() {
+                    let index = BlockIndex(9 + i as u64);
+                    let mut opened = vec![0; block.len() - suite.overhead()];
+                    cipher.open(index, block, &mut opened).unwrap();
+                    assert_eq!(opened, plain[i * 64..][..opened.len()]);
+                    expected += seal_key.term(index, &BlockCipher::tag(block));
+                    assert!(nonces.insert(&block[..suite.nonce_size()]), "a nonce twice");
+                }
+                assert_eq!(sum, expected);
+                let mut opened = vec![0; plain.len()];
+                cipher.open_run(run, false, &sealed, &mut opened).unwrap();
+                assert_eq!(opened, plain);
             }
-            let sealing = gigabytes(start.elapsed());
-            let start = std::time::Instant::now();
-            for _ in 0..COUNT {
-                cipher.open(BlockIndex(COUNT - 1), &sealed, &mut opened).unwrap();
-            }
-            println!(
-                "{name}: seals {sealing:.2} GB/s, opens {:.2} GB/s",
-                gigabytes(start.elapsed())
-            );
         }
+    }
+
+    #[test]
+    fn a_run_says_which_block_does_not_open() {
+        let suite = Suite::Aes256GcmSiv;
+        let (key, file) = (DataKey::new(random::key()), FileId([2; 16]));
+        let (cipher, seal_key) = (BlockCipher::new(suite, &key, file), key.seal_key(file, suite.number()));
+        let run = Run {
+            first: BlockIndex(5),
+            block_size: 64,
+        };
+        let stride = 64 + suite.overhead();
+        let mut sealed = vec![0; 3 * stride];
+        cipher.seal_run(&seal_key, run, &[7; 3 * 64], &mut sealed);
+        let mut plain = [1; 3 * 64];
+        let mut changed = sealed.clone();
+        changed[2 * stride + 20] ^= 1;
+        assert_eq!(cipher.open_run(run, true, &changed, &mut plain), Err(BlockIndex(7)));
+        sealed[stride..2 * stride].fill(0);
+        assert_eq!(cipher.open_run(run, false, &sealed, &mut plain), Err(BlockIndex(6)));
+        cipher.open_run(run, true, &sealed, &mut plain).unwrap();
+        assert_eq!(plain[64..128], [0; 64]);
+        assert_eq!(plain[128..], [7; 64]);
     }
 }

@@ -7,16 +7,18 @@ use zeroize::Zeroize;
 use super::{
     KEY_SIZE,
     keys::{
-        DataKey, EpochKey, KeyBytes, KeystoreRoot, MacKey, NamesRoot, SivKey, SlotAuthenticator, SlotSecret,
-        WrappingKey,
+        AuditKey, AuditSeed, CustomerKey, DataKey, EpochKey, KeyBytes, KeystoreRoot, MacKey, NamesRoot, SivKey,
+        SlotAuthenticator, SlotSecret, WrappingKey,
     },
+    record::RecordKey,
 };
-use crate::ids::{DirectoryId, FileId, VaultId};
+use crate::ids::{DirectoryId, FileId, LogId, SnapshotId, VaultId};
 
 /// The context strings of the format. Each is used for one purpose only.
 pub mod context {
     pub const COMMITTING_WRAP: &str = "hushfs v1 committing wrap";
     pub const HEADER_WRAPPING_KEY: &str = "hushfs v1 header wrapping key";
+    pub const FILE_WRAPPING_KEY: &str = "hushfs v1 file wrapping key";
     pub const NAMES_ROOT_WRAPPING_KEY: &str = "hushfs v1 names root wrapping key";
     pub const VAULT_HEADER_MAC_KEY: &str = "hushfs v1 vault header mac key";
     pub const ROOT_DIRECTORY_ID: &str = "hushfs v1 root directory id";
@@ -24,6 +26,7 @@ pub mod context {
     pub const DIRECTORY_NAME_KEY: &str = "hushfs v1 directory name key";
     pub const DIRECTORY_HEADER_KEY: &str = "hushfs v1 directory header key";
     pub const LONG_NAME: &str = "hushfs v1 long name";
+    pub const JOURNAL_KEY: &str = "hushfs v1 journal key";
     pub const SYMLINK_KEY: &str = "hushfs v1 symlink key";
     pub const XATTR_KEY: &str = "hushfs v1 xattr key";
     pub const XATTR_NAME_KEY: &str = "hushfs v1 xattr name key";
@@ -37,11 +40,20 @@ pub mod context {
     pub const RECOVERY_KEY_CHECKSUM: &str = "hushfs v1 recovery key checksum";
     pub const PASSPHRASE_SLOT: &str = "hushfs v1 passphrase slot";
     pub const SLOT_AUTHENTICATOR: &str = "hushfs v1 slot authenticator";
+    pub const SHARE_CODE: &str = "hushfs v1 share code";
+    pub const IDENTITY_PASSPHRASE: &str = "hushfs v1 identity passphrase";
+    pub const TEXT_CHECKSUM: &str = "hushfs v1 text checksum";
+    pub const CUSTOMER_KEY: &str = "hushfs v1 customer key";
+    pub const AUDIT_FIRST_KEY: &str = "hushfs v1 audit first key";
+    pub const AUDIT_NEXT_KEY: &str = "hushfs v1 audit next key";
+    pub const RECORD_KEY: &str = "hushfs v1 record key";
+    pub const SNAPSHOT_KEY: &str = "hushfs v1 snapshot key";
 
     /// All of them, for the test that compares this table with docs/FORMAT.md.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 32] = [
         COMMITTING_WRAP,
         HEADER_WRAPPING_KEY,
+        FILE_WRAPPING_KEY,
         NAMES_ROOT_WRAPPING_KEY,
         VAULT_HEADER_MAC_KEY,
         ROOT_DIRECTORY_ID,
@@ -49,6 +61,7 @@ pub mod context {
         DIRECTORY_NAME_KEY,
         DIRECTORY_HEADER_KEY,
         LONG_NAME,
+        JOURNAL_KEY,
         SYMLINK_KEY,
         XATTR_KEY,
         XATTR_NAME_KEY,
@@ -62,6 +75,14 @@ pub mod context {
         RECOVERY_KEY_CHECKSUM,
         PASSPHRASE_SLOT,
         SLOT_AUTHENTICATOR,
+        SHARE_CODE,
+        IDENTITY_PASSPHRASE,
+        TEXT_CHECKSUM,
+        CUSTOMER_KEY,
+        AUDIT_FIRST_KEY,
+        AUDIT_NEXT_KEY,
+        RECORD_KEY,
+        SNAPSHOT_KEY,
     ];
 }
 
@@ -100,6 +121,11 @@ impl EpochKey {
         WrappingKey::new(derive_key(context::HEADER_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
     }
 
+    /// Derives the key that wraps the data key of one file, from a secret that a custodian has wrapped for that file alone.
+    pub fn file_wrapping_key(&self, vault: VaultId) -> WrappingKey {
+        WrappingKey::new(derive_key(context::FILE_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
+    }
+
     /// Derives the key that wraps the names root.
     pub fn names_root_wrapping_key(&self, vault: VaultId) -> WrappingKey {
         WrappingKey::new(derive_key(
@@ -111,6 +137,13 @@ impl EpochKey {
     /// Derives the key of the vault header's MAC.
     pub fn vault_header_mac_key(&self, vault: VaultId) -> MacKey {
         MacKey::new(derive_key(context::VAULT_HEADER_MAC_KEY, &[self.as_bytes(), &vault.0]))
+    }
+}
+
+impl CustomerKey {
+    /// Derives the key that wraps epoch keys of a vault under a customer's key: of two vaults one cannot open what is the other's.
+    pub fn epoch_wrapping_key(&self, vault: VaultId) -> WrappingKey {
+        WrappingKey::new(derive_key(context::CUSTOMER_KEY, &[self.as_bytes(), &vault.0]))
     }
 }
 
@@ -141,6 +174,11 @@ impl NamesRoot {
         MacKey::new(derive_key(context::DIRECTORY_HEADER_KEY, &[self.as_bytes()]))
     }
 
+    /// Derives the key of the MACs in journals.
+    pub fn journal_key(&self) -> MacKey {
+        MacKey::new(derive_key(context::JOURNAL_KEY, &[self.as_bytes()]))
+    }
+
     /// Derives the key that seals targets of symbolic links.
     pub fn symlink_key(&self) -> SivKey {
         SivKey::new(derive_key(context::SYMLINK_KEY, &[self.as_bytes()]))
@@ -149,6 +187,16 @@ impl NamesRoot {
     /// Derives the key that seals extended attributes.
     pub fn xattr_key(&self) -> SivKey {
         SivKey::new(derive_key(context::XATTR_KEY, &[self.as_bytes()]))
+    }
+
+    /// Derives the key of the MACs and marks of what was seen of the vault: in the local record and in snapshots.
+    pub fn record_key(&self) -> RecordKey {
+        RecordKey::new(derive_key(context::RECORD_KEY, &[self.as_bytes()]))
+    }
+
+    /// Derives the key of one snapshot.
+    pub fn snapshot_key(&self, snapshot: SnapshotId) -> SivKey {
+        SivKey::new(derive_key(context::SNAPSHOT_KEY, &[self.as_bytes(), &snapshot.0]))
     }
 
     /// Derives the key of the hashes that extended attributes are stored under.
@@ -192,11 +240,45 @@ impl KeystoreRoot {
     }
 }
 
+impl AuditSeed {
+    /// Derives the key of the first line of a log.
+    pub fn first_key(&self, log: LogId) -> AuditKey {
+        AuditKey::new(derive_key(context::AUDIT_FIRST_KEY, &[self.as_bytes(), &log.0]))
+    }
+}
+
+impl AuditKey {
+    /// Derives the key of the next line; there is no way back.
+    pub fn next(&self) -> AuditKey {
+        AuditKey::new(derive_key(context::AUDIT_NEXT_KEY, &[self.as_bytes()]))
+    }
+}
+
+/// Returns the hash by which a line of an audit log names the one before.
+pub fn audit_line_hash(line: &[u8]) -> [u8; 32] {
+    *blake3::hash(line).as_bytes()
+}
+
 impl SlotSecret {
     /// Derives the key that whoever seals a root to this slot must know.
     pub fn authenticator(&self) -> SlotAuthenticator {
         SlotAuthenticator::new(derive_key(context::SLOT_AUTHENTICATOR, &[self.as_bytes()]))
     }
+}
+
+impl SlotAuthenticator {
+    /// Derives what who opens a slot can compare with what who made it has told them; it gives nothing of the slot away.
+    pub fn share_code(&self) -> [u8; SHARE_CODE_SIZE] {
+        derive_public(context::SHARE_CODE, &[self.as_bytes()])
+    }
+}
+
+/// The size of a share code in bytes: nobody finds another secret with the same code.
+pub const SHARE_CODE_SIZE: usize = 10;
+
+/// Returns the checksum at the end of a text that stands for bytes of some kind.
+pub fn text_checksum(kind: u8, bytes: &[u8]) -> [u8; 4] {
+    derive_public(context::TEXT_CHECKSUM, &[&[kind], bytes])
 }
 
 /// Returns the public id of one version of a master key.
@@ -217,6 +299,11 @@ pub fn recovery_slot(recovery_key: &KeyBytes) -> SlotSecret {
 /// Returns the checksum printed with a recovery key.
 pub fn recovery_key_checksum(recovery_key: &KeyBytes) -> [u8; 3] {
     derive_public(context::RECOVERY_KEY_CHECKSUM, &[recovery_key.as_bytes()])
+}
+
+/// Derives the key that an identity is wrapped under from what Argon2id made of a passphrase.
+pub(super) fn identity_passphrase(stretched: &KeyBytes) -> WrappingKey {
+    WrappingKey::new(derive_key(context::IDENTITY_PASSPHRASE, &[stretched.as_bytes()]))
 }
 
 /// Derives a slot's secret from what Argon2id made of a passphrase.

@@ -99,6 +99,36 @@ key!(
     SlotAuthenticator(KeyBytes)
 );
 
+key!(
+    /// A key that a customer brings when files are used, and that is stored nowhere.
+    CustomerKey(KeyBytes)
+);
+key!(
+    /// What the first keys of a keystore's audit logs come from.
+    AuditSeed(LockedKey)
+);
+key!(
+    /// Makes the MAC of one line of an audit log, and the key of the next line; wiped then.
+    AuditKey(KeyBytes)
+);
+
+key!(
+    /// What someone to whom a vault is shared keeps: the input of their key pair.
+    IdentityKey(KeyBytes)
+);
+
+impl AuditKey {
+    /// Returns the MAC of `message`.
+    pub fn mac(&self, message: &[u8]) -> [u8; 32] {
+        *blake3::keyed_hash(self.as_bytes(), message).as_bytes()
+    }
+
+    /// Tells in constant time whether `mac` is the MAC of `message`.
+    pub fn check(&self, message: &[u8], mac: &[u8; 32]) -> bool {
+        blake3::keyed_hash(self.as_bytes(), message) == blake3::Hash::from_bytes(*mac)
+    }
+}
+
 impl MacKey {
     /// Returns the MAC of `message`.
     pub fn mac(&self, message: &[u8]) -> [u8; 32] {

@@ -1,11 +1,18 @@
-//! Memory for long-lived keys: locked against swapping, left out of core dumps, wiped in forked children and on release.
+//! Memory for long-lived keys: locked against swapping, left out of core dumps, absent or wiped in forked children, wiped on release.
 //!
-//! Where the limit on locked memory is used up the pages are still kept out of core dumps and wiped; see mlock(2) and madvise(2).
+//! Where the kernel has it, this is secret memory (memfd_secret(2)): the kernel itself has no way to it but through this process, so that no other
+//! process, root's included, reads it by ptrace or /proc/PID/mem, and a machine with such memory does not hibernate. Elsewhere, and where the limit on
+//! locked memory is used up, it is ordinary memory that is locked as far as the limit goes; see mlock(2) and madvise(2).
 
-use std::{fmt, ptr::NonNull};
+use std::{
+    ffi::c_void,
+    fmt, io,
+    os::fd::{FromRawFd, OwnedFd},
+    ptr::NonNull,
+};
 
 use parking_lot::Mutex;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous};
 use zeroize::Zeroize;
 
 use super::KEY_SIZE;
@@ -65,6 +72,38 @@ impl fmt::Debug for LockedKey {
 
 /// Maps another page, keeps all its cells but one on the free list, and returns that one.
 fn map_chunk() -> Cell {
+    let base = map_secret().unwrap_or_else(|_| map_locked());
+    let base = base.cast::<[u8; KEY_SIZE]>();
+    let mut free = FREE_CELLS.lock();
+    let cell = |i: usize| {
+        // SAFETY: i is below the number of cells in the chunk, so the pointer stays inside the mapping and is not null.
+        Cell(unsafe { NonNull::new_unchecked(base.add(i)) })
+    };
+    free.extend((1..CHUNK_SIZE / KEY_SIZE).map(cell));
+    cell(0)
+}
+
+/// Maps a page of secret memory.
+fn map_secret() -> io::Result<*mut c_void> {
+    // SAFETY: the call takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::FD_CLOEXEC) };
+    let fd = match i32::try_from(fd) {
+        // SAFETY: the kernel has just given this descriptor to nobody else.
+        Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
+        _ => return Err(io::Error::last_os_error()),
+    };
+    rustix::fs::ftruncate(&fd, CHUNK_SIZE as u64)?;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice. Whoever else had the descriptor could change it, and it is closed here.
+    let base = unsafe { mmap(std::ptr::null_mut(), CHUNK_SIZE, access, MapFlags::SHARED, &fd, 0) }?;
+    // It is shared memory, of which a child would not have a copy but this very page.
+    // SAFETY: the range is the mapping made above.
+    unsafe { madvise(base, CHUNK_SIZE, Advice::LinuxDontFork) }?;
+    Ok(base)
+}
+
+/// Maps a page of ordinary memory and protects it as far as possible.
+fn map_locked() -> *mut c_void {
     // SAFETY: a new private anonymous mapping at an address of the kernel's choice.
     let base = unsafe {
         mmap_anonymous(
@@ -82,14 +121,7 @@ fn map_chunk() -> Cell {
         let _ = madvise(base, CHUNK_SIZE, Advice::LinuxDontDump);
         let _ = madvise(base, CHUNK_SIZE, Advice::LinuxWipeOnFork);
     }
-    let base = base.cast::<[u8; KEY_SIZE]>();
-    let mut free = FREE_CELLS.lock();
-    let cell = |i: usize| {
-        // SAFETY: i is below the number of cells in the chunk, so the pointer stays inside the mapping and is not null.
-        Cell(unsafe { NonNull::new_unchecked(base.add(i)) })
-    };
-    free.extend((1..CHUNK_SIZE / KEY_SIZE).map(cell));
-    cell(0)
+    base
 }
 
 #[cfg(test)]
@@ -104,10 +136,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_page_is_left_out_of_core_dumps() {
-        let key = LockedKey::copy_of(&[7; KEY_SIZE]);
-        let address = key.as_bytes().as_ptr() as usize;
+    /// Returns the flags of the mapping at an address, as proc_pid_smaps(5) has them.
+    fn flags_at(address: usize) -> String {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
         for line in smaps.lines() {
@@ -118,11 +148,41 @@ mod tests {
                 inside = (from..to).contains(&address);
             }
             if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
-                assert!(flags.contains(" dd"), "no DONTDUMP in {flags}");
-                assert!(flags.contains(" wf"), "no WIPEONFORK in {flags}");
-                return;
+                return flags.to_owned();
             }
         }
-        panic!("the key's page is not in smaps");
+        panic!("the page is not in smaps");
+    }
+
+    #[test]
+    fn the_page_of_a_key_is_left_out_of_core_dumps_and_children() {
+        let key = LockedKey::copy_of(&[7; KEY_SIZE]);
+        let flags = flags_at(key.as_bytes().as_ptr() as usize);
+        assert!(flags.contains(" dd"), "no DONTDUMP in {flags}");
+        let in_children = flags.contains(" wf") || flags.contains(" dc");
+        assert!(in_children, "neither WIPEONFORK nor DONTFORK in {flags}");
+    }
+
+    #[test]
+    fn without_secret_memory_a_page_is_locked() {
+        let flags = flags_at(map_locked() as usize);
+        for wanted in [" dd", " wf", " lo"] {
+            assert!(flags.contains(wanted), "no {wanted} in {flags}");
+        }
+    }
+
+    #[test]
+    fn secret_memory_is_not_to_be_read_from_outside() {
+        use std::os::unix::fs::FileExt;
+
+        let Ok(page) = map_secret() else {
+            eprintln!("SKIPPED: this kernel has no memfd_secret(2)");
+            return;
+        };
+        let flags = flags_at(page as usize);
+        assert!([" dd", " lo", " dc"].iter().all(|flag| flags.contains(flag)), "{flags}");
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let mut byte = [0];
+        assert!(memory.read_at(&mut byte, page as u64).is_err(), "read {byte:?}");
     }
 }

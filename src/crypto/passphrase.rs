@@ -1,13 +1,16 @@
 //! Stretches passphrases with Argon2id (RFC 9106).
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use serde::{Deserialize, Serialize};
 
 use super::{
     derive,
-    keys::{KeyBytes, SlotSecret},
+    keys::{KeyBytes, SlotSecret, WrappingKey},
     random,
 };
 
@@ -85,6 +88,19 @@ impl Hardness {
     ///
     /// [`HardnessError`] when the parameters are out of range; nothing is run then.
     pub fn stretch(&self, passphrase: &[u8]) -> Result<SlotSecret, HardnessError> {
+        Ok(derive::passphrase_slot(&self.stretched(passphrase)?))
+    }
+
+    /// Stretches a passphrase into the key that an identity is wrapped under.
+    ///
+    /// # Errors
+    ///
+    /// As for [`stretch`](Self::stretch).
+    pub fn stretch_for_identity(&self, passphrase: &[u8]) -> Result<WrappingKey, HardnessError> {
+        Ok(derive::identity_passphrase(&self.stretched(passphrase)?))
+    }
+
+    fn stretched(&self, passphrase: &[u8]) -> Result<KeyBytes, HardnessError> {
         let in_range = (MEMORY_KIB_MIN..=MEMORY_KIB_MAX).contains(&self.memory_kib)
             && (1..=PASSES_MAX).contains(&self.passes)
             && (1..=LANES_MAX).contains(&self.lanes);
@@ -93,11 +109,31 @@ impl Hardness {
         }
         let params =
             Params::new(self.memory_kib, self.passes, self.lanes, Some(super::KEY_SIZE)).map_err(|_| HardnessError)?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let mut stretched = KeyBytes::zero();
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-            .hash_password_into(passphrase, &self.salt, stretched.as_mut_bytes())
+        self.on_own_threads(|| argon2.hash_password_into(passphrase, &self.salt, stretched.as_mut_bytes()))
             .map_err(|_| HardnessError)?;
-        Ok(derive::passphrase_slot(&stretched))
+        Ok(stretched)
+    }
+
+    /// Runs something with a thread for each lane, or each processor where there are fewer, and ends them. The threads that rayon would share with everybody
+    /// stay for the process's life, and one that is there before a mount gives up its rights would keep them.
+    fn on_own_threads<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let threads = processors.min(self.lanes as usize);
+        let mut run = Some(run);
+        let mut result = None;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("argon2-{number}"));
+        // Where none can be started, those are tried.
+        let _ = pool.build_scoped(
+            |thread| thread.run(),
+            |pool| result = run.take().map(|run| pool.install(run)),
+        );
+        result
+            .or_else(|| run.map(|run| run()))
+            .expect("it has run here or there")
     }
 }
 
@@ -111,6 +147,22 @@ mod tests {
         passes: 1,
         lanes: 1,
     };
+
+    #[test]
+    fn threads_that_stretch_end_with_it() {
+        let several = Hardness { lanes: 4, ..SMALL };
+        let (name, task) = several.on_own_threads(|| {
+            let name = thread::current().name().map(str::to_owned);
+            (name, rustix::thread::gettid().as_raw_nonzero())
+        });
+        assert!(name.unwrap().starts_with("argon2-"));
+        // Its last steps may be under way.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while std::fs::exists(format!("/proc/self/task/{task}")).unwrap() {
+            assert!(Instant::now() < deadline, "a thread is left");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 
     #[test]
     fn hostile_parameters_are_refused_before_they_are_run() {

@@ -1,6 +1,8 @@
 //! Random bytes: keys and ids from the operating system, nonces from a generator seeded by it.
 
-use super::{keys::KeyBytes, locked::LockedKey};
+use zeroize::Zeroizing;
+
+use super::{KEY_SIZE, keys::KeyBytes, locked::LockedKey};
 
 /// Fills `out` from the operating system's generator.
 ///
@@ -37,6 +39,14 @@ pub fn key() -> KeyBytes {
     let mut out = KeyBytes::zero();
     fill(out.as_mut_bytes());
     out
+}
+
+/// Returns an id and a key for a new file, drawn with one system call.
+pub fn id_and_key() -> ([u8; 16], KeyBytes) {
+    let mut drawn = Zeroizing::new([0; 16 + KEY_SIZE]);
+    fill(&mut *drawn);
+    let (id, key) = drawn.split_first_chunk().expect("more than 16 bytes were drawn");
+    (*id, KeyBytes::copy_of(key.try_into().expect("the rest is a key")))
 }
 
 /// Returns a random key in locked memory.

@@ -11,7 +11,7 @@ use hpke::{
     Deserializable, Kem, OpModeR, OpModeS, PskBundle, Serializable, aead::ChaCha20Poly1305, kdf::HkdfSha256,
     kem::XWing, single_shot_open, single_shot_seal,
 };
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 use super::{
     KEY_SIZE, OpenError, TAG_SIZE,
@@ -33,18 +33,23 @@ const INFO: &[u8] = b"hushfs v1 slot";
 /// HPKE wants a name for the pre-shared key.
 const PSK_ID: &[u8] = b"hushfs v1 slot authenticator";
 
-/// A keystore root sealed to one slot.
+/// Thirty-two bytes sealed to a public key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SealedRoot {
+pub struct SealedKey {
     /// The KEM's output, [`ENCAPSULATED_SIZE`] bytes.
     pub encapsulated: Vec<u8>,
-    /// The root and its tag, [`SEALED_ROOT_SIZE`] bytes.
+    /// The bytes and their tag, [`SEALED_ROOT_SIZE`] together.
     pub sealed: Vec<u8>,
 }
 
 /// Returns the public key that grows from a slot's secret.
 pub fn public_key(secret: &SlotSecret) -> Vec<u8> {
-    let (_, public) = XWing::derive_keypair(secret.as_bytes());
+    public_half(secret.as_bytes())
+}
+
+/// Returns the public key that grows from 32 secret bytes.
+pub(super) fn public_half(secret: &[u8; KEY_SIZE]) -> Vec<u8> {
+    let (_, public) = XWing::derive_keypair(secret);
     public.to_bytes().to_vec()
 }
 
@@ -58,16 +63,14 @@ pub fn seal_root(
     authenticator: &SlotAuthenticator,
     aad: &[u8],
     root: &KeystoreRoot,
-) -> Result<SealedRoot, OpenError> {
-    let mode = OpModeS::Psk(psk(authenticator));
-    let public = <XWing as Kem>::PublicKey::from_bytes(public_key).map_err(|_| OpenError)?;
-    let (encapsulated, sealed) =
-        single_shot_seal::<ChaCha20Poly1305, HkdfSha256, XWing>(&mode, &public, INFO, root.as_bytes(), aad)
-            .map_err(|_| OpenError)?;
-    Ok(SealedRoot {
-        encapsulated: encapsulated.to_bytes().to_vec(),
-        sealed,
-    })
+) -> Result<SealedKey, OpenError> {
+    seal(
+        &OpModeS::Psk(psk(authenticator)),
+        INFO,
+        public_key,
+        aad,
+        root.as_bytes(),
+    )
 }
 
 /// Opens a sealed keystore root with the slot's secret.
@@ -75,26 +78,54 @@ pub fn seal_root(
 /// # Errors
 ///
 /// [`OpenError`] when the secret is another slot's, or the slot was changed, or sealed by someone without its authenticator.
-pub fn open_root(secret: &SlotSecret, aad: &[u8], sealed: &SealedRoot) -> Result<KeystoreRoot, OpenError> {
+pub fn open_root(secret: &SlotSecret, aad: &[u8], sealed: &SealedKey) -> Result<KeystoreRoot, OpenError> {
     let authenticator = secret.authenticator();
-    let (private, _) = XWing::derive_keypair(secret.as_bytes());
+    let mode = OpModeR::Psk(psk(&authenticator));
+    open(&mode, INFO, secret.as_bytes(), aad, sealed, |root| {
+        KeystoreRoot::new(LockedKey::copy_of(root))
+    })
+}
+
+/// Seals 32 bytes to a public key.
+pub(super) fn seal(
+    mode: &OpModeS<'_, XWing>,
+    info: &[u8],
+    public_key: &[u8],
+    aad: &[u8],
+    secret: &[u8; KEY_SIZE],
+) -> Result<SealedKey, OpenError> {
+    let public = <XWing as Kem>::PublicKey::from_bytes(public_key).map_err(|_| OpenError)?;
+    let (encapsulated, sealed) =
+        single_shot_seal::<ChaCha20Poly1305, HkdfSha256, XWing>(mode, &public, info, secret, aad)
+            .map_err(|_| OpenError)?;
+    Ok(SealedKey {
+        encapsulated: encapsulated.to_bytes().to_vec(),
+        sealed,
+    })
+}
+
+/// Opens what [`seal`] made, with the input of the key pair, into `take`.
+pub(super) fn open<K>(
+    mode: &OpModeR<'_, XWing>,
+    info: &[u8],
+    secret: &[u8; KEY_SIZE],
+    aad: &[u8],
+    sealed: &SealedKey,
+    take: impl FnOnce(&[u8; KEY_SIZE]) -> K,
+) -> Result<K, OpenError> {
+    let (private, _) = XWing::derive_keypair(secret);
     let encapsulated = <XWing as Kem>::EncappedKey::from_bytes(&sealed.encapsulated).map_err(|_| OpenError)?;
-    let mut root = single_shot_open::<ChaCha20Poly1305, HkdfSha256, XWing>(
-        &OpModeR::Psk(psk(&authenticator)),
+    let opened = single_shot_open::<ChaCha20Poly1305, HkdfSha256, XWing>(
+        mode,
         &private,
         &encapsulated,
-        INFO,
+        info,
         &sealed.sealed,
         aad,
     )
     .map_err(|_| OpenError)?;
-    let key = root
-        .as_slice()
-        .try_into()
-        .map(LockedKey::copy_of)
-        .map_err(|_| OpenError);
-    root.zeroize();
-    Ok(KeystoreRoot::new(key?))
+    let opened = Zeroizing::new(opened);
+    Ok(take(opened.as_slice().try_into().map_err(|_| OpenError)?))
 }
 
 fn psk(authenticator: &SlotAuthenticator) -> PskBundle<'_> {

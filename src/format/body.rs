@@ -6,7 +6,7 @@
 use bincode::Options;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{FORMAT_VERSION, FormatError, Reader};
+use super::{FormatError, Reader};
 
 /// The only body encoding there is.
 const BODY_ENCODING: u16 = 1;
@@ -31,19 +31,31 @@ pub struct Extension {
     pub data: Vec<u8>,
 }
 
-/// Refuses too many extensions and critical ones; this version knows none.
+/// Refuses too many extensions, and critical ones of kinds that are not `known`.
 ///
 /// # Errors
 ///
 /// [`FormatError::UnknownFeature`] or [`FormatError::OutOfRange`].
-pub fn check_extensions(extensions: &[Extension]) -> Result<(), FormatError> {
+pub fn check_extensions(extensions: &[Extension], known: &[u16]) -> Result<(), FormatError> {
     if extensions.len() > EXTENSIONS_MAX {
         return Err(FormatError::OutOfRange("number of extensions"));
     }
-    if extensions.iter().any(|extension| extension.critical != 0) {
+    let is_refused = |extension: &Extension| extension.critical != 0 && !known.contains(&extension.kind);
+    if extensions.iter().any(is_refused) {
         return Err(FormatError::UnknownFeature);
     }
     Ok(())
+}
+
+/// A kind of file with a body, in one version of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// What its front starts with.
+    pub magic: &'static [u8; 8],
+    /// The version in its front.
+    pub version: u16,
+    /// The largest body, in bytes.
+    pub size_max: usize,
 }
 
 fn options(limit: u64) -> impl Options {
@@ -58,19 +70,57 @@ fn options(limit: u64) -> impl Options {
 ///
 /// # Errors
 ///
-/// [`FormatError::OutOfRange`] when the body is above `limit` bytes.
-pub fn encode<T: Serialize>(magic: &[u8; 8], limit: usize, body: &T) -> Result<Vec<u8>, FormatError> {
-    let body = options(limit as u64)
-        .serialize(body)
-        .map_err(|_| FormatError::OutOfRange("length of the body"))?;
+/// [`FormatError::OutOfRange`] when the body is above its limit.
+pub fn encode<T: Serialize>(kind: Kind, body: &T) -> Result<Vec<u8>, FormatError> {
+    let body = encode_part(body, kind.size_max)?;
     let len = u32::try_from(body.len()).map_err(|_| FormatError::OutOfRange("length of the body"))?;
     let mut out = Vec::with_capacity(FRONT_SIZE + body.len() + MAC_SIZE);
-    out.extend_from_slice(magic);
-    out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    out.extend_from_slice(kind.magic);
+    out.extend_from_slice(&kind.version.to_le_bytes());
     out.extend_from_slice(&BODY_ENCODING.to_le_bytes());
     out.extend_from_slice(&len.to_le_bytes());
     out.extend_from_slice(&body);
     Ok(out)
+}
+
+/// Encodes a part of a body as it stands in one.
+///
+/// # Errors
+///
+/// [`FormatError::OutOfRange`] when it is above `size_max` bytes.
+pub fn encode_part<T: Serialize>(part: &T, size_max: usize) -> Result<Vec<u8>, FormatError> {
+    options(size_max as u64)
+        .serialize(part)
+        .map_err(|_| FormatError::OutOfRange("length of the body"))
+}
+
+/// Returns the version in the front of a file of this kind, which may be any up to the kind's own.
+///
+/// # Errors
+///
+/// [`FormatError::Newer`] for others, and what a front without one gives.
+pub fn version(kind: Kind, bytes: &[u8]) -> Result<u16, FormatError> {
+    Reader(bytes).magic_and_version_to(kind.magic, kind.version)
+}
+
+/// Returns the length of the body behind a front.
+///
+/// # Errors
+///
+/// The [`FormatError`] that names the first thing wrong.
+pub fn body_len(kind: Kind, front: &[u8]) -> Result<usize, FormatError> {
+    let mut reader = Reader(front);
+    if reader.magic_and_version_to(kind.magic, kind.version)? != kind.version {
+        return Err(FormatError::OutOfRange("format version"));
+    }
+    if reader.u16()? != BODY_ENCODING {
+        return Err(FormatError::OutOfRange("body encoding"));
+    }
+    let len = reader.u32()? as usize;
+    if len > kind.size_max {
+        return Err(FormatError::OutOfRange("length of the body"));
+    }
+    Ok(len)
 }
 
 /// Decodes `front ‖ body` and returns the body with the bytes behind it.
@@ -78,31 +128,17 @@ pub fn encode<T: Serialize>(magic: &[u8; 8], limit: usize, body: &T) -> Result<V
 /// # Errors
 ///
 /// The [`FormatError`] that names the first thing wrong.
-pub fn decode<'a, T: Serialize + DeserializeOwned>(
-    magic: &[u8; 8],
-    limit: usize,
-    bytes: &'a [u8],
-) -> Result<(T, &'a [u8]), FormatError> {
-    let mut reader = Reader(bytes);
-    reader.magic_and_version(magic)?;
-    if reader.u16()? != BODY_ENCODING {
-        return Err(FormatError::OutOfRange("body encoding"));
-    }
-    let len = reader.u32()? as usize;
-    if len > limit {
-        return Err(FormatError::OutOfRange("length of the body"));
-    }
-    if reader.0.len() < len {
+pub fn decode<T: Serialize + DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<(T, &[u8]), FormatError> {
+    let len = body_len(kind, bytes)?;
+    let after_front = &bytes[FRONT_SIZE..];
+    if after_front.len() < len {
         return Err(FormatError::TooShort);
     }
-    let (body, rest) = reader.0.split_at(len);
-    let value: T = options(limit as u64)
+    let (body, rest) = after_front.split_at(len);
+    let value: T = options(kind.size_max as u64)
         .deserialize(body)
         .map_err(|_| FormatError::NotCanonical)?;
-    let again = options(limit as u64)
-        .serialize(&value)
-        .map_err(|_| FormatError::NotCanonical)?;
-    if again != body {
+    if encode_part(&value, kind.size_max).as_deref() != Ok(body) {
         return Err(FormatError::NotCanonical);
     }
     Ok((value, rest))
@@ -139,25 +175,30 @@ pub fn rises<K: PartialOrd>(keys: impl IntoIterator<Item = K>) -> bool {
 mod tests {
     use super::*;
 
-    const MAGIC: &[u8; 8] = b"HUSHTEST";
+    const KIND: Kind = Kind {
+        magic: b"HUSHTEST",
+        version: 2,
+        size_max: 100,
+    };
 
     #[test]
     fn what_is_encoded_decodes() {
-        let bytes = encode(MAGIC, 100, &(7u32, String::from("x"))).unwrap();
-        let ((number, text), rest) = decode::<(u32, String)>(MAGIC, 100, &bytes).unwrap();
+        let bytes = encode(KIND, &(7u32, String::from("x"))).unwrap();
+        let ((number, text), rest) = decode::<(u32, String)>(KIND, &bytes).unwrap();
         assert_eq!((number, text.as_str(), rest.len()), (7, "x", 0));
     }
 
     #[test]
     fn each_fault_of_the_front_has_its_name() {
-        let good = encode(MAGIC, 100, &7u32).unwrap();
+        let good = encode(KIND, &7u32).unwrap();
         let fault = |change: fn(&mut Vec<u8>)| {
             let mut bytes = good.clone();
             change(&mut bytes);
-            decode::<u32>(MAGIC, 100, &bytes).map(|_| ()).unwrap_err()
+            decode::<u32>(KIND, &bytes).map(|_| ()).unwrap_err()
         };
         assert_eq!(fault(|b| b[0] ^= 1), FormatError::NotOne);
-        assert_eq!(fault(|b| b[8] = 2), FormatError::Newer(2));
+        assert_eq!(fault(|b| b[8] = 3), FormatError::Newer(3));
+        assert_eq!(fault(|b| b[8] = 1), FormatError::OutOfRange("format version"));
         assert_eq!(fault(|b| b[8] = 0), FormatError::OutOfRange("format version"));
         assert_eq!(fault(|b| b[10] = 2), FormatError::OutOfRange("body encoding"));
         assert_eq!(fault(|b| b[12] = 101), FormatError::OutOfRange("length of the body"));
@@ -167,8 +208,20 @@ mod tests {
     }
 
     #[test]
+    fn a_front_tells_its_version() {
+        let older = Kind { version: 1, ..KIND };
+        let bytes = encode(older, &7u32).unwrap();
+        assert_eq!(version(KIND, &bytes), Ok(1));
+        assert_eq!(
+            version(older, &encode(KIND, &7u32).unwrap()),
+            Err(FormatError::Newer(2))
+        );
+        assert_eq!(decode::<u32>(older, &bytes), Ok((7, [].as_slice())));
+    }
+
+    #[test]
     fn a_body_above_its_limit_is_not_encoded() {
-        assert!(encode(MAGIC, 3, &7u32).is_err());
+        assert!(encode(Kind { size_max: 3, ..KIND }, &7u32).is_err());
     }
 
     #[test]

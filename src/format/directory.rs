@@ -71,6 +71,18 @@ impl DirectoryHeader {
     }
 }
 
+/// Checks that bytes have the form of a directory header, without a key.
+///
+/// # Errors
+///
+/// The [`FormatError`] that names the first thing wrong.
+pub fn check_form(bytes: &[u8]) -> Result<(), FormatError> {
+    let mut reader = Reader(bytes);
+    reader.magic_and_version(MAGIC)?;
+    reader.take::<{ DIRECTORY_HEADER_SIZE - MAGIC.len() - 2 }>()?;
+    reader.end()
+}
+
 /// Returns the place of a directory under a name in another.
 pub fn place(key: &MacKey, parent: DirectoryId, name: &[u8]) -> [u8; 32] {
     key.mac(&[b"place", &parent.0[..], name].concat())

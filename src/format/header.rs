@@ -2,6 +2,11 @@
 //!
 //! It is written whole before the first byte of the data file and never changes when the data change, so any version of it opens any
 //! version of the data.
+//!
+//! There are two forms. In the first, of version 1, the data key is wrapped under the key of an epoch, the bucket key. In the second it is wrapped under
+//! a secret of the file's own, which only the custodian of the epoch's key opens, for this file: no bucket key, and a call for each file.
+
+use std::sync::Arc;
 
 use super::{FORMAT_VERSION, FormatError, Reader};
 use crate::{
@@ -11,27 +16,42 @@ use crate::{
         keys::{DataKey, KeyBytes, WrappingKey},
         wrap::{WRAPPED_SIZE, Wrapped},
     },
-    ids::{DirectoryId, Epoch, FileId, VaultId},
+    ids::{DirectoryId, Epoch, FileId, KeyId, VaultId},
 };
 
 const MAGIC: &[u8; 8] = b"HUSHHEAD";
 
+/// The version of a header without a bucket key, which an older hushfs says a newer one made.
+const OWN_VERSION: u16 = 2;
+
 const BODY_ENCODING: u16 = 1;
 
-/// Bytes that the wrap authenticates beside the key: all before it.
-const AUTHENTICATED_SIZE: usize = 86;
+/// Bytes before the body: magic, version, encoding, length.
+const FRONT_SIZE: usize = 16;
 
-const BODY_SIZE: u32 = (AUTHENTICATED_SIZE - 16 + WRAPPED_SIZE) as u32;
+/// Bytes that the wrap of version 1 authenticates beside the key: all before it. Those of version 2 begin with them.
+const FIELDS_END: usize = 86;
 
-/// The size of a header, in bytes.
-pub const HEADER_SIZE: usize = AUTHENTICATED_SIZE + WRAPPED_SIZE;
+/// Where the custodian's blob begins in version 2: after the key's id and the blob's length.
+const BLOB_AT: usize = FIELDS_END + 16 + 4;
+
+/// The largest blob of a custodian, as in the vault header.
+const BLOB_SIZE_MAX: usize = super::vault::BLOB_SIZE_MAX;
+
+/// The size of a header with a bucket key, in bytes.
+pub const HEADER_SIZE: usize = FIELDS_END + WRAPPED_SIZE;
+
+/// The largest header, in bytes.
+pub const HEADER_SIZE_MAX: usize = BLOB_AT + BLOB_SIZE_MAX + WRAPPED_SIZE;
 
 const WRAP_PURPOSE: &[u8] = b"hushfs v1 header";
+const OWN_WRAP_PURPOSE: &[u8] = b"hushfs v2 header";
 
 /// A header as read: nothing in it is to be believed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnverifiedHeader {
     fields: Fields,
+    own: Option<OwnWrap>,
     wrapped: Wrapped,
 }
 
@@ -40,7 +60,7 @@ pub struct UnverifiedHeader {
 pub struct Fields {
     /// The cipher of the file's blocks.
     pub suite: Suite,
-    /// The epoch whose vault key wraps the data key.
+    /// The epoch whose vault key wraps the data key; without a bucket key, an epoch of the key whose custodian does.
     pub epoch: Epoch,
     /// The file's id.
     pub file: FileId,
@@ -50,6 +70,46 @@ pub struct Fields {
     pub commitment: [u8; 32],
 }
 
+/// A secret of one file's own, as a custodian has wrapped it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnWrap {
+    key: KeyId,
+    blob: Vec<u8>,
+}
+
+impl OwnWrap {
+    /// Takes what the custodian of a key has made.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::OutOfRange`] when it is empty or too long.
+    pub fn new(key: KeyId, blob: Vec<u8>) -> Result<Self, FormatError> {
+        if blob.is_empty() || blob.len() > BLOB_SIZE_MAX {
+            return Err(FormatError::OutOfRange("size of a wrapped key"));
+        }
+        Ok(OwnWrap { key, blob })
+    }
+
+    /// Returns the key it is under.
+    pub fn key(&self) -> KeyId {
+        self.key
+    }
+
+    /// Returns what the custodian made.
+    pub fn blob(&self) -> &[u8] {
+        &self.blob
+    }
+}
+
+/// A secret of one file's own: the key that it gives, and what the custodian opens to it.
+#[derive(Debug)]
+pub struct OwnKey {
+    /// Wraps the file's data key.
+    pub key: WrappingKey,
+    /// What the header has of it.
+    pub wrap: OwnWrap,
+}
+
 /// A header whose wrap opened: its fields are authentic and its commitment matches its key.
 #[derive(Debug)]
 pub struct FileHeader {
@@ -57,6 +117,8 @@ pub struct FileHeader {
     pub fields: Fields,
     /// The file's data key.
     pub data_key: DataKey,
+    /// What wraps that instead of the key of the epoch, where the file has no bucket key.
+    pub own: Option<Arc<OwnKey>>,
 }
 
 impl UnverifiedHeader {
@@ -67,11 +129,16 @@ impl UnverifiedHeader {
     /// The [`FormatError`] that names the first thing wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut reader = Reader(bytes);
-        reader.magic_and_version(MAGIC)?;
+        let version = reader.magic_and_version_to(MAGIC, OWN_VERSION)?;
         if reader.u16()? != BODY_ENCODING {
             return Err(FormatError::OutOfRange("body encoding"));
         }
-        if reader.u32()? != BODY_SIZE {
+        let body_len = reader.u32()? as usize;
+        let sizes = match version {
+            FORMAT_VERSION => HEADER_SIZE..=HEADER_SIZE,
+            _ => BLOB_AT + 1 + WRAPPED_SIZE..=HEADER_SIZE_MAX,
+        };
+        if !sizes.contains(&body_len.saturating_add(FRONT_SIZE)) {
             return Err(FormatError::OutOfRange("length of the body"));
         }
         let fields = Fields {
@@ -81,9 +148,13 @@ impl UnverifiedHeader {
             directory: DirectoryId(reader.take()?),
             commitment: reader.take()?,
         };
+        let own = match version {
+            FORMAT_VERSION => None,
+            _ => Some(decode_own(&mut reader, FRONT_SIZE + body_len)?),
+        };
         let wrapped = Wrapped(reader.take()?);
         reader.end()?;
-        Ok(UnverifiedHeader { fields, wrapped })
+        Ok(UnverifiedHeader { fields, own, wrapped })
     }
 
     /// Returns the epoch the header says its key is wrapped in: needed before anything can be checked.
@@ -91,13 +162,53 @@ impl UnverifiedHeader {
         self.fields.epoch
     }
 
-    /// Unwraps the data key, which authenticates every field, and checks the commitment to it.
+    /// Returns the file that the header says it is of.
+    pub fn file(&self) -> FileId {
+        self.fields.file
+    }
+
+    /// Returns the directory that the header says it is for.
+    pub fn directory(&self) -> DirectoryId {
+        self.fields.directory
+    }
+
+    /// Returns the cipher that the header says the file's blocks have.
+    pub fn suite(&self) -> Suite {
+        self.fields.suite
+    }
+
+    /// Returns what a custodian is to be asked with, if the header says that the file has no bucket key.
+    pub fn own(&self) -> Option<&OwnWrap> {
+        self.own.as_ref()
+    }
+
+    /// Unwraps the data key under that of the epoch, which authenticates every field, and checks the commitment to it.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when a field was changed or the header is another vault's.
+    /// [`OpenError`] when a field was changed, the header is another vault's, or it has no bucket key.
     pub fn verify(&self, vault: VaultId, key: &WrappingKey) -> Result<FileHeader, OpenError> {
-        let data_key = key.unwrap(&additional_data(vault, &self.fields), &self.wrapped, |bytes| {
+        match self.own {
+            None => self.unwrap(vault, key, None),
+            Some(_) => Err(OpenError),
+        }
+    }
+
+    /// As [`verify`](Self::verify), under the secret of the file's own, which was made from what this header says.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when a field was changed, the header is another vault's, or the secret is from another header.
+    pub fn verify_own(&self, vault: VaultId, own: &Arc<OwnKey>) -> Result<FileHeader, OpenError> {
+        if self.own.as_ref() != Some(&own.wrap) {
+            return Err(OpenError);
+        }
+        self.unwrap(vault, &own.key, Some(own.clone()))
+    }
+
+    fn unwrap(&self, vault: VaultId, key: &WrappingKey, own: Option<Arc<OwnKey>>) -> Result<FileHeader, OpenError> {
+        let additional_data = additional_data(vault, &self.fields, self.own.as_ref());
+        let data_key = key.unwrap(&additional_data, &self.wrapped, |bytes| {
             DataKey::new(KeyBytes::copy_of(bytes))
         })?;
         // The fields are authentic now, so this can only differ by a fault of the writer; it costs little to know.
@@ -107,8 +218,20 @@ impl UnverifiedHeader {
         Ok(FileHeader {
             fields: self.fields,
             data_key,
+            own,
         })
     }
+}
+
+fn decode_own(reader: &mut Reader<'_>, size: usize) -> Result<OwnWrap, FormatError> {
+    let key = KeyId(reader.take()?);
+    let blob_len = reader.u32()? as usize;
+    if BLOB_AT + blob_len + WRAPPED_SIZE != size {
+        return Err(FormatError::OutOfRange("size of a wrapped key"));
+    }
+    let (blob, rest) = reader.0.split_at_checked(blob_len).ok_or(FormatError::TooShort)?;
+    reader.0 = rest;
+    OwnWrap::new(key, blob.to_vec())
 }
 
 impl FileHeader {
@@ -123,36 +246,52 @@ impl FileHeader {
                 commitment: data_key.commitment(file, suite.number()),
             },
             data_key,
+            own: None,
         }
     }
 
-    /// Encodes the header, wrapping the data key under `key`, which must be that of the header's epoch.
-    pub fn encode(&self, vault: VaultId, key: &WrappingKey) -> [u8; HEADER_SIZE] {
-        let mut out = [0; HEADER_SIZE];
-        out[..AUTHENTICATED_SIZE].copy_from_slice(&encode_fields(&self.fields));
-        let wrapped = key.wrap(&additional_data(vault, &self.fields), self.data_key.as_bytes());
-        out[AUTHENTICATED_SIZE..].copy_from_slice(&wrapped.0);
+    /// Encodes the header. The data key is wrapped under the file's own secret, where it has one, and otherwise under `key`, which must be that of
+    /// the header's epoch.
+    pub fn encode(&self, vault: VaultId, key: &WrappingKey) -> Vec<u8> {
+        let own = self.own.as_deref();
+        let key = own.map_or(key, |own| &own.key);
+        let mut out = encode_front(&self.fields, own.map(|own| &own.wrap));
+        let additional_data = additional_data(vault, &self.fields, own.map(|own| &own.wrap));
+        out.extend_from_slice(&key.wrap(&additional_data, self.data_key.as_bytes()).0);
         out
     }
 }
 
-fn encode_fields(fields: &Fields) -> [u8; AUTHENTICATED_SIZE] {
-    let mut out = [0; AUTHENTICATED_SIZE];
-    out[..8].copy_from_slice(MAGIC);
-    out[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-    out[10..12].copy_from_slice(&BODY_ENCODING.to_le_bytes());
-    out[12..16].copy_from_slice(&BODY_SIZE.to_le_bytes());
-    out[16..18].copy_from_slice(&fields.suite.number().to_le_bytes());
-    out[18..22].copy_from_slice(&fields.epoch.0.to_le_bytes());
-    out[22..38].copy_from_slice(&fields.file.0);
-    out[38..54].copy_from_slice(&fields.directory.0);
-    out[54..86].copy_from_slice(&fields.commitment);
+/// Encodes all that stands before the wrap.
+fn encode_front(fields: &Fields, own: Option<&OwnWrap>) -> Vec<u8> {
+    let (version, size) = match own {
+        None => (FORMAT_VERSION, HEADER_SIZE),
+        Some(own) => (OWN_VERSION, BLOB_AT + own.blob.len() + WRAPPED_SIZE),
+    };
+    let body_len = u32::try_from(size - FRONT_SIZE).expect("a header is smaller than 16 KiB");
+    let mut out = Vec::with_capacity(size);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&version.to_le_bytes());
+    out.extend_from_slice(&BODY_ENCODING.to_le_bytes());
+    out.extend_from_slice(&body_len.to_le_bytes());
+    out.extend_from_slice(&fields.suite.number().to_le_bytes());
+    out.extend_from_slice(&fields.epoch.0.to_le_bytes());
+    out.extend_from_slice(&fields.file.0);
+    out.extend_from_slice(&fields.directory.0);
+    out.extend_from_slice(&fields.commitment);
+    if let Some(own) = own {
+        let blob_len = u32::try_from(own.blob.len()).expect("a blob is at most 8 KiB");
+        out.extend_from_slice(&own.key.0);
+        out.extend_from_slice(&blob_len.to_le_bytes());
+        out.extend_from_slice(&own.blob);
+    }
     out
 }
 
 /// Returns what the wrap of a data key authenticates.
-fn additional_data(vault: VaultId, fields: &Fields) -> Vec<u8> {
-    [WRAP_PURPOSE, &vault.0, &encode_fields(fields)].concat()
+fn additional_data(vault: VaultId, fields: &Fields, own: Option<&OwnWrap>) -> Vec<u8> {
+    let purpose = own.map_or(WRAP_PURPOSE, |_| OWN_WRAP_PURPOSE);
+    [purpose, &vault.0, &encode_front(fields, own)].concat()
 }
 
 #[cfg(test)]
@@ -168,7 +307,7 @@ mod tests {
         WrappingKey::new(KeyBytes::copy_of(&[9; 32]))
     }
 
-    fn encoded() -> [u8; HEADER_SIZE] {
+    fn header() -> FileHeader {
         let data_key = DataKey::new(random::key());
         FileHeader::new(
             Suite::Aes256GcmSiv,
@@ -177,7 +316,26 @@ mod tests {
             DirectoryId([5; 16]),
             data_key,
         )
-        .encode(VAULT, &key())
+    }
+
+    fn encoded() -> Vec<u8> {
+        header().encode(VAULT, &key())
+    }
+
+    /// The secret of a file, with what a custodian made of it.
+    fn own(blob_len: usize) -> Arc<OwnKey> {
+        Arc::new(OwnKey {
+            key: WrappingKey::new(KeyBytes::copy_of(&[6; 32])),
+            wrap: OwnWrap::new(KeyId([7; 16]), vec![8; blob_len]).unwrap(),
+        })
+    }
+
+    fn encoded_own(own: &Arc<OwnKey>) -> Vec<u8> {
+        let header = FileHeader {
+            own: Some(own.clone()),
+            ..header()
+        };
+        header.encode(VAULT, &key())
     }
 
     #[test]
@@ -194,11 +352,56 @@ mod tests {
     fn no_byte_of_a_header_can_be_changed() {
         let good = encoded();
         for i in 0..good.len() {
-            let mut bytes = good;
+            let mut bytes = good.clone();
             bytes[i] ^= 1;
             let accepted = UnverifiedHeader::decode(&bytes).is_ok_and(|header| header.verify(VAULT, &key()).is_ok());
             assert!(!accepted, "byte {i}");
         }
+    }
+
+    #[test]
+    fn a_header_without_a_bucket_key_opens_by_the_secret_of_the_file_alone() {
+        for blob_len in [1, 184, BLOB_SIZE_MAX] {
+            let own = own(blob_len);
+            let bytes = encoded_own(&own);
+            assert_eq!(bytes.len(), 202 + blob_len);
+            let decoded = UnverifiedHeader::decode(&bytes).unwrap();
+            assert_eq!(decoded.own(), Some(&own.wrap));
+            assert_eq!(decoded.epoch(), Epoch(3));
+            assert!(decoded.verify(VAULT, &key()).is_err(), "the epoch's key does not");
+            assert!(
+                decoded.verify(VAULT, &own.key).is_err(),
+                "nor does it pass as an epoch's"
+            );
+            let header = decoded.verify_own(VAULT, &own).unwrap();
+            assert_eq!(header.fields.directory, DirectoryId([5; 16]));
+            assert_eq!(header.encode(VAULT, &key()).len(), bytes.len());
+        }
+        assert_eq!(HEADER_SIZE_MAX, 202 + BLOB_SIZE_MAX);
+    }
+
+    #[test]
+    fn no_byte_of_a_header_without_a_bucket_key_can_be_changed() {
+        let own = own(40);
+        let good = encoded_own(&own);
+        for i in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[i] ^= 1;
+            let accepted = UnverifiedHeader::decode(&bytes).is_ok_and(|header| {
+                // Whoever opens it asks with what the header says, so the secret is tried with that.
+                let as_named = header.own().map(|wrap| OwnKey {
+                    key: WrappingKey::new(KeyBytes::copy_of(own.key.as_bytes())),
+                    wrap: wrap.clone(),
+                });
+                as_named.is_some_and(|own| header.verify_own(VAULT, &Arc::new(own)).is_ok())
+                    || header.verify(VAULT, &key()).is_ok()
+            });
+            assert!(!accepted, "byte {i}");
+        }
+        for len in 0..good.len() {
+            assert!(UnverifiedHeader::decode(&good[..len]).is_err(), "cut to {len}");
+        }
+        assert!(UnverifiedHeader::decode(&[&good[..], b"x"].concat()).is_err());
     }
 
     #[test]
@@ -216,12 +419,13 @@ mod tests {
     fn each_malformed_header_has_its_error() {
         let good = encoded();
         let with = |at: usize, value: u8| {
-            let mut bytes = good;
+            let mut bytes = good.clone();
             bytes[at] = value;
             UnverifiedHeader::decode(&bytes).unwrap_err()
         };
         assert_eq!(with(0, b'X'), FormatError::NotOne);
-        assert_eq!(with(8, 2), FormatError::Newer(2));
+        assert_eq!(with(8, 3), FormatError::Newer(3));
+        assert_eq!(with(8, 2), FormatError::OutOfRange("length of the body"));
         assert_eq!(with(10, 0), FormatError::OutOfRange("body encoding"));
         assert_eq!(with(12, 0), FormatError::OutOfRange("length of the body"));
         assert_eq!(with(16, 77), FormatError::OutOfRange("suite"));
@@ -231,6 +435,16 @@ mod tests {
             Err(FormatError::TrailingBytes)
         );
         assert_eq!(UnverifiedHeader::decode(b""), Err(FormatError::TooShort));
+        let own = encoded_own(&own(9));
+        let with = |at: usize, value: u8| {
+            let mut bytes = own.clone();
+            bytes[at] = value;
+            UnverifiedHeader::decode(&bytes).unwrap_err()
+        };
+        assert_eq!(with(8, 1), FormatError::OutOfRange("length of the body"));
+        assert_eq!(with(12, own[12] + 1), FormatError::OutOfRange("size of a wrapped key"));
+        assert_eq!(with(15, 1), FormatError::OutOfRange("length of the body"));
+        assert_eq!(with(102, 8), FormatError::OutOfRange("size of a wrapped key"));
     }
 
     proptest! {

@@ -102,11 +102,20 @@ impl Layout {
         size.0.saturating_sub(self.plain_start(block).0).min(self.block_size)
     }
 
+    /// Returns how many bytes of plaintext `count` blocks from `first` on hold in a file of a size.
+    pub fn plain_len_of_run(&self, first: BlockIndex, count: u64, size: PlainSize) -> u64 {
+        let len = size.0.saturating_sub(self.plain_start(first).0);
+        len.min(count * self.block_size)
+    }
+
+    /// Returns how many bytes plaintext from the start of a block on takes when it is sealed.
+    pub fn sealed_len(&self, plain_len: u64) -> u64 {
+        plain_len + plain_len.div_ceil(self.block_size) * self.overhead()
+    }
+
     /// Returns the size of a data file that has a preamble and holds this much plaintext.
     pub fn cipher_size(&self, size: PlainSize) -> CipherSize {
-        let (full, rest) = (size.0 / self.block_size, size.0 % self.block_size);
-        let last = if rest == 0 { 0 } else { rest + self.overhead() };
-        CipherSize(PREAMBLE_SIZE + full * self.stride() + last)
+        CipherSize(PREAMBLE_SIZE + self.sealed_len(size.0))
     }
 
     /// Returns what a data file's size says.

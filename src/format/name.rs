@@ -32,8 +32,24 @@ pub const LONG_NAME_FILE_MAX: usize = 12 + NAME_MAX + 1 + TAG_SIZE;
 pub const VAULT_HEADER: &str = "vault.hush";
 /// The name of the embedded keystore.
 pub const KEYSTORE: &str = "keystore.hush";
+/// The name of the audit log of an embedded keystore.
+pub const AUDIT_LOG: &str = "audit.hush";
+/// The name of where that log stands.
+pub const AUDIT_STATE: &str = "audit-state.hush";
 /// The name of a directory header.
 pub const DIRECTORY_HEADER: &str = "dir.hush";
+
+/// The name of the directory in which repairs keep what they change.
+pub const LOST_AND_FOUND: &str = "lost+found.hush";
+
+/// What the name of an audit log starts with that was set aside; the number of its first line and the suffix follow.
+const OLD_AUDIT_LOG: &str = "audit-";
+
+/// What the name of a journal starts with; a random number and the suffix follow.
+const JOURNAL: &str = "journal-";
+
+/// What stands between the name of an entry and what a sync tool has added to it, where its copy is shown.
+pub const CONFLICT_MARK: &str = " (conflict";
 
 const HEADER_SUFFIX: &str = ".hush";
 const LONG_NAME_SUFFIX: &str = ".long.hush";
@@ -74,6 +90,24 @@ pub fn link_file(link: FileId) -> String {
 /// Returns a name for the unfinished replacement of `name`.
 pub fn temporary_file(name: &str) -> String {
     format!("{}{TEMPORARY_SUFFIX}", name.strip_suffix(HEADER_SUFFIX).unwrap_or(name))
+}
+
+/// Returns the name of an embedded keystore's audit log that was set aside; it starts with the line of this number.
+pub fn old_audit_log(first: u64) -> String {
+    format!("{OLD_AUDIT_LOG}{first}{HEADER_SUFFIX}")
+}
+
+/// Returns the name of a journal. Each has one of its own, so that a sync tool never puts that of another machine in its place.
+pub fn journal_file(number: u64) -> String {
+    format!("{JOURNAL}{number}{HEADER_SUFFIX}")
+}
+
+/// Tells whether a name is that of a journal.
+pub fn is_journal(entry: &[u8]) -> bool {
+    let entry = std::str::from_utf8(entry).ok();
+    entry
+        .and_then(|entry| entry.strip_prefix(JOURNAL))
+        .is_some_and(is_number)
 }
 
 /// Seals a name.
@@ -127,8 +161,10 @@ pub enum Shape {
     LinkFile(FileId),
     /// A directory header.
     DirectoryHeader,
-    /// The vault header or the keystore.
+    /// The vault header, the keystore, an audit log, or a journal.
     VaultFile,
+    /// The directory of what repairs have changed.
+    LostAndFound,
     /// An unfinished replacement.
     Temporary,
     /// What a sync tool may have made of an entry: the part that can be its name, and the rest.
@@ -144,9 +180,13 @@ pub fn shape(entry: &[u8]) -> Shape {
     };
     match entry {
         "." | ".." => return Shape::Dots,
-        VAULT_HEADER | KEYSTORE => return Shape::VaultFile,
+        VAULT_HEADER | KEYSTORE | AUDIT_LOG | AUDIT_STATE => return Shape::VaultFile,
+        LOST_AND_FOUND => return Shape::LostAndFound,
         DIRECTORY_HEADER => return Shape::DirectoryHeader,
         _ => {}
+    }
+    if entry.strip_prefix(OLD_AUDIT_LOG).is_some_and(is_number) || is_journal(entry.as_bytes()) {
+        return Shape::VaultFile;
     }
     if entry.ends_with(TEMPORARY_SUFFIX) {
         return Shape::Temporary;
@@ -171,6 +211,12 @@ pub fn shape(entry: &[u8]) -> Shape {
         return Shape::Inline(sealed);
     }
     conflict(entry)
+}
+
+/// Tells whether the rest of a name is a number with the suffix.
+fn is_number(rest: &str) -> bool {
+    let number = rest.strip_suffix(HEADER_SUFFIX).unwrap_or("");
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn parse_id(text: &str) -> Option<FileId> {
@@ -199,6 +245,13 @@ fn conflict(entry: &str) -> Shape {
         }
         _ => Shape::Stranger,
     }
+}
+
+/// Returns the name under which a sync tool's copy of an entry shows; `rest` is what the tool has added. Nothing where it is too long.
+pub fn conflict_name(name: &[u8], rest: &str) -> Option<Vec<u8>> {
+    let rest = rest.trim_matches([' ', '.', '(', ')']);
+    let shown = [name, CONFLICT_MARK.as_bytes(), format!(" {rest})").as_bytes()].concat();
+    (shown.len() <= NAME_MAX).then_some(shown)
 }
 
 /// Encodes a long-name file.
@@ -318,9 +371,22 @@ mod tests {
         assert_eq!(shape(link_file(id).as_bytes()), Shape::LinkFile(id));
         assert_eq!(shape(b"dir.hush"), Shape::DirectoryHeader);
         assert_eq!(shape(b"vault.hush"), Shape::VaultFile);
+        assert_eq!(shape(b"lost+found.hush"), Shape::LostAndFound);
+        assert_eq!(shape(journal_file(u64::MAX).as_bytes()), Shape::VaultFile);
         assert_eq!(shape(temporary_file(&header_file(id)).as_bytes()), Shape::Temporary);
+        for audit in [AUDIT_LOG, AUDIT_STATE, &old_audit_log(12)] {
+            assert_eq!(shape(audit.as_bytes()), Shape::VaultFile, "{audit}");
+        }
         assert_eq!(shape(b"."), Shape::Dots);
-        for stranger in [&b".stfolder"[..], b"desktop.ini", b"x.hush", b"\xff\xfe", b"short"] {
+        for stranger in [
+            &b".stfolder"[..],
+            b"desktop.ini",
+            b"x.hush",
+            b"audit-.hush",
+            b"audit-1x.hush",
+            b"\xff\xfe",
+            b"short",
+        ] {
             assert_eq!(shape(stranger), Shape::Stranger, "{stranger:?}");
         }
         let entry = seal(&key(), b"report.txt").entry;

@@ -17,6 +17,16 @@ const AUTHENTICATED_SIZE: usize = 224;
 
 const SIZE: usize = PREAMBLE_SIZE as usize;
 
+/// Where the state is, and its number for a file that is complete.
+const STATE_OFFSET: usize = 10;
+const SEALED: u8 = 2;
+
+/// Where the number of seals is.
+const SEAL_COUNT_OFFSET: usize = 64;
+
+/// Where the size of the plaintext is.
+const SIZE_OFFSET: usize = 72;
+
 const FLAG_SPARSE: u8 = 1;
 const FLAG_PLACED: u8 = 2;
 const FLAG_NEXT_PLACE: u8 = 4;
@@ -110,6 +120,23 @@ impl UnverifiedPreamble {
         self.file
     }
 
+    /// Tells whether the file says that it is complete.
+    pub fn claims_to_be_sealed(&self) -> bool {
+        self.bytes[STATE_OFFSET] == SEALED
+    }
+
+    /// Returns the size of plaintext that the file says it was last sealed with.
+    pub fn claimed_size(&self) -> PlainSize {
+        let field = self.bytes[SIZE_OFFSET..].first_chunk().expect("it is before the end");
+        PlainSize(u64::from_le_bytes(*field))
+    }
+
+    /// Returns how often the file says that it was sealed.
+    pub fn claimed_seal_count(&self) -> u64 {
+        let bytes = self.bytes[SEAL_COUNT_OFFSET..][..8].try_into();
+        u64::from_le_bytes(bytes.expect("eight bytes"))
+    }
+
     /// Returns the commitment, to be compared with that of the unwrapped key before anything is opened.
     pub fn commitment(&self) -> &[u8; 32] {
         &self.commitment
@@ -141,7 +168,7 @@ impl UnverifiedPreamble {
             return Err(FormatError::OutOfRange("reserved bytes"));
         }
         Ok(Preamble {
-            state: if state == 2 { State::Sealed } else { State::Open },
+            state: if state == SEALED { State::Sealed } else { State::Open },
             sparse: flags & FLAG_SPARSE != 0,
             file: self.file,
             commitment: self.commitment,
@@ -181,7 +208,7 @@ impl Preamble {
         out[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
         out[10] = match self.state {
             State::Open => 1,
-            State::Sealed => 2,
+            State::Sealed => SEALED,
         };
         out[11] = u8::from(self.sparse) * FLAG_SPARSE
             + u8::from(self.places.current.is_some()) * FLAG_PLACED
@@ -190,7 +217,7 @@ impl Preamble {
         out[16..32].copy_from_slice(&self.file.0);
         out[32..64].copy_from_slice(&self.commitment);
         out[64..72].copy_from_slice(&self.seal_count.to_le_bytes());
-        out[72..80].copy_from_slice(&self.plain_size.0.to_le_bytes());
+        out[SIZE_OFFSET..80].copy_from_slice(&self.plain_size.0.to_le_bytes());
         out[80..96].copy_from_slice(&nonce);
         out[96..128].copy_from_slice(&key.mask(self.sum, &nonce));
         out[128..160].copy_from_slice(&self.places.current.unwrap_or_default());

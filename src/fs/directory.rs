@@ -3,17 +3,19 @@
 //! Each that touches more than one file says what a crash between its steps leaves. They rely on the backing filesystem to keep
 //! changes of names in their order, as ext4, xfs, btrfs and tmpfs do; what must be on disk *before* a name changes is synced.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use rustix::fs::{FileType, RenameFlags, Stat};
 
 use super::{
-    Caller, Found, Fs, FsError, FsResult, OpenDirectory,
+    Caller, Found, Fs, FsError, FsResult, Leftovers, OpenDirectory,
+    file::InUse,
+    leftovers::{Gone, GoneFile},
     node::{Absent, Link, Node, Remains, node_id},
     xattr::Birth,
 };
 use crate::{
-    backing::{BackingFile, Dir, RawEntry},
+    backing::Dir,
     format::{
         layout::PREAMBLE_SIZE,
         link::{self, DiskTarget, LINK_FILE_MAX},
@@ -23,6 +25,8 @@ use crate::{
     ids::FileId,
     vault::{
         VaultError,
+        choice::KeyOfFile,
+        content::ContentError,
         file::{FoundAt, VaultFile},
     },
 };
@@ -36,33 +40,48 @@ pub struct NameIn<'n> {
     pub name: &'n [u8],
 }
 
-/// Headers that an operation may have left without a use, for [`Fs::clear`].
-#[must_use = "headers stay behind otherwise"]
-#[derive(Debug, Default)]
-pub struct Leftovers {
-    gone: Vec<Gone>,
+/// An entry that is about to lose its name: it is removed, or another takes its place.
+struct Going<'f> {
+    /// Where it is: the directory, and the name on disk.
+    entry: (Arc<Node>, String),
+    stat: Stat,
+    node: Option<Arc<Node>>,
+    gone: Option<Gone>,
+    remains: Option<Remains>,
+    /// The file of a long link's target.
+    link_file: Option<FileId>,
+    /// Its node was marked as dead before it was gone.
+    has_begun: bool,
+    _held: Option<InUse<'f>>,
 }
 
-/// A file's last name in a directory that is gone.
-#[derive(Debug)]
-struct Gone {
-    directory: OpenDirectory,
-    /// The name on disk.
-    disk: String,
-    /// The name that the file was sealed for.
-    name: Vec<u8>,
-    file: GoneFile,
-    /// A sync tool's copy took its place, which has the same header.
-    replaced_by_copy: bool,
-}
+impl Going<'_> {
+    /// Tells whether it has no other name.
+    fn is_last(&self) -> bool {
+        self.stat.st_nlink == 1 || FileType::from_raw_mode(self.stat.st_mode) == FileType::Directory
+    }
 
-/// The file that had a name, to tell which header was its own.
-#[derive(Debug)]
-enum GoneFile {
-    /// It was open, and so checked.
-    Open(Arc<VaultFile>),
-    /// It was not; what its data file says of itself is still to be checked.
-    Closed(BackingFile),
+    fn is(&self, id: u64) -> bool {
+        self.node.as_ref().is_some_and(|node| node.id == id)
+    }
+
+    /// Tells whether another may have its inode number at once, because nothing keeps it open: its node must not be taken for that of the other.
+    fn frees_number(&self) -> bool {
+        self.is_last() && self.gone.is_none() && !matches!(self.remains, Some(Remains::Dir(_)))
+    }
+
+    /// Notes that it is about to go, with the node's link locked.
+    fn begin(&mut self) {
+        let node = self.node.as_ref().filter(|_| self.frees_number());
+        self.has_begun = node.is_some_and(|node| node.kill());
+    }
+
+    /// Notes that it stays.
+    fn take_back(&mut self) {
+        if let Some(node) = self.node.as_ref().filter(|_| self.has_begun) {
+            node.revive();
+        }
+    }
 }
 
 /// One side of a rename: where an entry is, and where it goes.
@@ -83,10 +102,16 @@ impl Fs {
         }
         let disk = directory.keys().seal_name(name);
         if let Some(sealed) = &disk.long {
-            let file = disk.long_name_file();
-            if directory.dir.stat(&file).is_err() {
-                let written = directory.dir.write_small(&file, &name::encode_long_name(sealed))?;
-                written.sync_all()?;
+            let (file, bytes) = (disk.long_name_file(), name::encode_long_name(sealed));
+            // What a crash left of one may be empty.
+            let known = directory.dir.read_small(&file, bytes.len());
+            if !known.is_ok_and(|known| known.is_some_and(|known| known == bytes)) {
+                let synced = directory.dir.write_small(&file, &bytes)?.sync_all();
+                if synced.is_err() {
+                    // Else it would be taken for one that is on disk.
+                    let _ = directory.dir.unlink(&file);
+                }
+                synced?;
             }
         }
         Ok(disk)
@@ -150,14 +175,15 @@ impl Fs {
         if !self.options.acl {
             return Ok(found);
         }
-        found.node.found_without(Absent::AccessAcl);
+        let since = found.node.attributes_set();
+        found.node.found_without(Absent::AccessAcl, since);
         let given = self
             .give_lists(&found.node, birth)
             .and_then(|()| self.node_attr(&found.node));
         match given {
             Ok(attr) => found.attr = attr,
             Err(error) => {
-                self.nodes.undo_look_up(found.node.id);
+                self.forget(found.node.id, 1);
                 return Err(error);
             }
         }
@@ -171,17 +197,38 @@ impl Fs {
     /// What the backing filesystem gives.
     pub fn create(&self, at: NameIn<'_>, mode: u32, caller: Caller) -> FsResult<Found> {
         self.check_writable()?;
-        self.with_room(|| self.create_once(at, mode, caller))
+        self.with_room(|| self.create_once(at, mode, caller, None))
     }
 
-    fn create_once(&self, at: NameIn<'_>, mode: u32, caller: Caller) -> FsResult<Found> {
+    /// As [`Fs::create`], with the key of another file, whatever other new files in the directory get.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Fs::create`], and what keeps the other file from being opened.
+    pub fn create_like(&self, at: NameIn<'_>, mode: u32, caller: Caller, other: u64) -> FsResult<Found> {
+        self.check_writable()?;
+        let key = self.file(&self.node(other)?)?.key();
+        self.with_room(|| self.create_once(at, mode, caller, key.map(|key| self.vault.key_to_keep(key))))
+    }
+
+    fn create_once(&self, at: NameIn<'_>, mode: u32, caller: Caller, key: Option<KeyOfFile>) -> FsResult<Found> {
         let directory = self.directory(at.parent)?;
+        let secret = self.secret_of_new_file(&directory.node, key)?;
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, libc::S_IFREG | mode & 0o7777, caller)?;
         let file = directory.dir.create_file(&disk.entry, birth.first_mode() & 0o7777)?;
         let found = self.made(&directory, at.name, &disk, caller, &birth)?;
-        *found.node.file.lock() = Some(Arc::new(VaultFile::created(file)));
-        found.node.found_without(Absent::Capability);
+        let file = VaultFile::created(file, self.journal.clone());
+        if let Some(key) = key {
+            file.keep_key(key);
+        }
+        if let Some(secret) = secret {
+            file.prepare(secret);
+        }
+        *found.node.file.lock() = Some(Arc::new(file));
+        found
+            .node
+            .found_without(Absent::Capability, found.node.attributes_set());
         found.node.opened();
         Ok(found)
     }
@@ -198,6 +245,9 @@ impl Fs {
 
     fn make_node_once(&self, at: NameIn<'_>, mode: u32, device: u32, caller: Caller) -> FsResult<Found> {
         let directory = self.directory(at.parent)?;
+        if FileType::from_raw_mode(mode) == FileType::RegularFile {
+            self.check_key_of_new_files(&directory.node)?;
+        }
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, mode, caller)?;
         directory.dir.mknod(&disk.entry, birth.first_mode(), device.into())?;
@@ -219,7 +269,14 @@ impl Fs {
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, libc::S_IFDIR | mode & 0o7777, caller)?;
         directory.dir.mkdir(&disk.entry, birth.first_mode() & 0o7777)?;
-        self.made(&directory, at.name, &disk, caller, &birth)
+        let found = self.made(&directory, at.name, &disk, caller, &birth)?;
+        if let Some(state) = &found.node.directory {
+            // It has no header yet, and the one it gets says the same.
+            state
+                .keys
+                .get_or_init(|| self.vault.born_directory_keys(directory.keys().id, at.name));
+        }
+        Ok(found)
     }
 
     /// Makes a symbolic link.
@@ -238,17 +295,18 @@ impl Fs {
         let directory = self.directory(at.parent)?;
         let sealed = link::seal(self.vault.symlink_key(), target).map_err(|_| FsError::NameTooLong)?;
         let disk = self.prepare_name(&directory, at.name)?;
-        if let Some((id, bytes)) = &sealed.file {
-            directory.dir.write_small(&name::link_file(*id), bytes)?.sync_all()?;
-        }
-        let made = directory.dir.symlink(&sealed.text, &disk.entry);
-        if made.is_err()
-            && let Some((id, _)) = &sealed.file
-        {
-            let _ = directory.dir.unlink(&name::link_file(*id));
-        }
-        made?;
-        self.made(&directory, at.name, &disk, caller, &Birth::of_link())
+        let made = || {
+            if let Some((id, bytes)) = &sealed.file {
+                directory.dir.write_small(&name::link_file(*id), bytes)?.sync_all()?;
+            }
+            directory.dir.symlink(&sealed.text, &disk.entry)?;
+            self.made(&directory, at.name, &disk, caller, &Birth::of_link())
+        };
+        made().inspect_err(|_: &FsError| {
+            if let Some((id, _)) = &sealed.file {
+                let _ = directory.dir.unlink(&name::link_file(*id));
+            }
+        })
     }
 
     /// Returns the target of a symbolic link.
@@ -261,9 +319,9 @@ impl Fs {
         if node.kind != FileType::Symlink {
             return Err(FsError::Invalid);
         }
-        let (dir, disk) = self.entry_of(&node)?;
-        self.read_link_at(&dir, &disk)
-            .map_err(|error| self.at(&node, "")(error))
+        self.at_entry(&node, |dir, disk| {
+            self.read_link_at(dir, disk).map_err(|error| self.at(&node, "")(error))
+        })
     }
 
     fn read_link_at(&self, dir: &Dir, disk: &str) -> Result<Vec<u8>, VaultError> {
@@ -303,46 +361,81 @@ impl Fs {
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
         let stat = directory.dir.stat(&disk)?;
-        let gone = self.before_it_goes(&directory, &disk, at.name, &stat);
-        let link_file = Self::link_file_of(&directory.dir, &disk, &stat);
-        directory.dir.unlink(&disk)?;
+        let mut going = self.going((&directory, &disk), at.name, stat)?;
+        self.remove_entry(&mut going, || directory.dir.unlink(&disk))?;
         self.forget_conflict(&directory, &disk);
         Self::drop_long_name(&directory.dir, &disk);
-        if let Some(link) = link_file
-            && stat.st_nlink == 1
-        {
-            let _ = directory.dir.unlink(&name::link_file(link));
-        }
-        let mut leftovers = Leftovers::default();
-        let remains = self.remains_of(&directory, &disk, &stat)?;
-        if self.lost_a_name(&directory, at.name, &stat, remains) {
-            leftovers.gone.extend(gone);
-        }
-        Ok(leftovers)
+        Ok(self.leftovers(going, &directory, false))
     }
 
-    /// Removes headers that an operation left without a use.
-    ///
-    /// Not part of the operation, since nobody needs to wait for it: a header too many is harmless.
-    pub fn clear(&self, leftovers: Leftovers) {
-        for gone in leftovers.gone {
-            self.drop_header(gone);
+    /// Prepares for the end of an entry: keeps hold of what it is, for those who have looked it up and may still use it.
+    fn going<'f>(&'f self, (directory, disk): (&OpenDirectory, &str), name: &[u8], stat: Stat) -> FsResult<Going<'f>> {
+        // A node that is dead had the number before.
+        let node = self.nodes.find(node_id(stat.st_ino)).filter(|node| !node.is_dead());
+        let held = node.as_ref().and_then(|node| InUse::of_file(self, node));
+        Ok(Going {
+            entry: (directory.node.clone(), disk.to_owned()),
+            gone: self.before_it_goes(directory, disk, name, &stat, node.as_ref()),
+            remains: Some(self.remains_of(directory, disk, &stat)?),
+            link_file: Self::link_file_of(&directory.dir, disk, &stat),
+            stat,
+            node,
+            has_begun: false,
+            _held: held,
+        })
+    }
+
+    /// Removes an entry by `act`, with its link locked: nobody opens or seals it by the name that goes.
+    fn remove_entry(&self, going: &mut Going<'_>, act: impl FnOnce() -> io::Result<()>) -> FsResult<()> {
+        let node = going.node.clone();
+        let mut link = node.as_ref().map(|node| node.link.lock());
+        going.begin();
+        match act() {
+            Ok(()) => {
+                self.lost_a_name(going, link.as_deref_mut());
+                Ok(())
+            }
+            Err(error) => {
+                going.take_back();
+                Err(error.into())
+            }
         }
+    }
+
+    /// Removes what served an entry that is gone, and returns what is to be cleared later.
+    fn leftovers(&self, going: Going<'_>, directory: &OpenDirectory, replaced_by_copy: bool) -> Leftovers {
+        let mut leftovers = Leftovers::default();
+        if !going.is_last() {
+            return leftovers;
+        }
+        if let Some(link) = going.link_file {
+            let _ = directory.dir.unlink(&name::link_file(link));
+        }
+        *self.removed_at.lock() = Some(Instant::now());
+        leftovers.gone.extend(going.gone.map(|gone| Gone {
+            replaced_by_copy,
+            ..gone
+        }));
+        leftovers
     }
 
     /// Keeps hold of a file whose name is about to go: those who have looked it up may still open it. A file that cannot be opened can be removed
     /// all the same; its header then stays behind.
-    fn before_it_goes(&self, directory: &OpenDirectory, disk: &str, name: &[u8], stat: &Stat) -> Option<Gone> {
+    fn before_it_goes(
+        &self,
+        directory: &OpenDirectory,
+        disk: &str,
+        name: &[u8],
+        stat: &Stat,
+        node: Option<&Arc<Node>>,
+    ) -> Option<Gone> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return None;
         }
-        let node = self.nodes.find(node_id(stat.st_ino));
-        let open = node.and_then(|node| self.file(&node).ok());
-        if (stat.st_size as u64) < PREAMBLE_SIZE {
-            return None;
-        }
-        let file = match open {
+        let file = match node.and_then(|node| self.file(node).ok()) {
+            // Also an empty one: while it is open its inode number is not another's, whose node this one would be taken for.
             Some(file) => GoneFile::Open(file),
+            None if (stat.st_size as u64) < PREAMBLE_SIZE => return None,
             None => GoneFile::Closed(directory.dir.open_file(disk, true).ok()?),
         };
         let name = match name::shape(disk.as_bytes()) {
@@ -375,76 +468,50 @@ impl Fs {
         }))
     }
 
-    /// After a name was removed or replaced: the last one takes the node with it. Tells whether it was the last.
-    fn lost_a_name(&self, directory: &OpenDirectory, name: &[u8], stat: &Stat, remains: Remains) -> bool {
-        let last = stat.st_nlink == 1 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if let Some(node) = self.nodes.find(node_id(stat.st_ino)) {
-            if last {
-                node.kill();
-                if node.kind == FileType::RegularFile && !node.is_open() {
-                    self.keep_removed(&node);
-                }
-                *node.remains.lock() = Some(remains);
+    /// After a name was removed or replaced, with the link of what had it locked: the last one takes the node with it.
+    fn lost_a_name(&self, going: &mut Going<'_>, link: Option<&mut Option<Link>>) {
+        let (Some(node), Some(link)) = (&going.node, link) else {
+            return;
+        };
+        node.moved();
+        if !going.is_last() {
+            let (directory, disk) = &going.entry;
+            let is_it = |at: &Link| at.is_entry(directory, disk);
+            if let Some(at) = link.as_mut()
+                && at.other.as_ref().is_some_and(|other| is_it(other))
+            {
+                at.other = None;
             }
-            if last || node.is_at(&directory.node, name) {
-                *node.link.lock() = None;
+            if link.as_ref().is_some_and(is_it) {
+                // Another name that was known goes on, if it is there.
+                let other = link.take().and_then(|at| at.other);
+                *link = other
+                    .map(|other| *other)
+                    .filter(|at| self.is_there(node, at).unwrap_or(false));
             }
-            if last && node.kind == FileType::Directory {
-                self.dirs.lock().pop(&node.id);
-            }
+            return;
         }
-        last
+        node.kill();
+        if let Some(file) = &*node.file.lock() {
+            file.last_name_is_gone();
+        }
+        *node.remains.lock() = going.remains.take();
+        *link = None;
+        if node.kind == FileType::Directory {
+            self.dirs.lock().pop(&node.id);
+        }
     }
 
-    /// Removes the header of a file from the directory it is gone from, unless another file needs it: a sync tool's copy, the original where the copy
-    /// is gone, or the true owner where someone had put a copy of its data under another name.
-    fn drop_header(&self, gone: Gone) {
-        let Gone {
-            directory,
-            disk,
-            name,
-            file,
-            replaced_by_copy,
-        } = gone;
-        let file = match file {
-            GoneFile::Open(file) => file,
-            GoneFile::Closed(backing) => {
-                let at = FoundAt {
-                    directory: directory.keys().id,
-                    name: &name,
-                };
-                match VaultFile::load(&self.vault, backing, &directory.dir, at) {
-                    Ok(file) => Arc::new(file),
-                    // What a file says of itself that fails its checks is nothing to remove headers by.
-                    Err(error) => {
-                        log::debug!("the header of {disk:?} stays behind: {error}");
-                        return;
-                    }
-                }
-            }
-        };
-        let Some(id) = file.id() else { return };
-        let was_copy = matches!(name::shape(disk.as_bytes()), Shape::Conflict(..));
-        let others = if was_copy || replaced_by_copy || !file.owns_header() {
-            files_in(&directory.dir).map(Arc::new)
-        } else {
-            self.conflicts(&directory)
-        };
-        let needed = match others {
-            Ok(others) => others
-                .iter()
-                .any(|other| !matches!(Self::id_on_disk(&directory.dir, other), Ok(found) if found != Some(id))),
-            Err(_) => true,
-        };
-        if !needed && let Err(error) = directory.dir.unlink(&name::header_file(id)) {
-            log::debug!("header {} stays behind: {error}", name::header_file(id));
-        }
+    /// Tells whether a node's file is on disk under a name.
+    pub(super) fn is_there(&self, node: &Node, at: &Link) -> FsResult<bool> {
+        let stat = self.dir(&at.parent)?.stat(&at.disk);
+        Ok(stat.is_ok_and(|stat| stat.st_dev == self.device && node_id(stat.st_ino) == node.id))
     }
 
     /// Forgets a sync tool's copy that was removed or renamed.
     fn forget_conflict(&self, directory: &OpenDirectory, disk: &str) {
         if matches!(name::shape(disk.as_bytes()), Shape::Conflict(..)) {
-            *directory.node.conflicts.lock() = None;
+            *directory.state().conflicts.lock() = None;
         }
     }
 
@@ -458,16 +525,16 @@ impl Fs {
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
         let stat = directory.dir.stat(&disk)?;
-        let remains = self.remains_of(&directory, &disk, &stat)?;
-        match directory.dir.rmdir(&disk) {
-            Err(error) if is_not_empty(&error) => {
+        let mut going = self.going((&directory, &disk), at.name, stat)?;
+        let removed = self.remove_entry(&mut going, || directory.dir.rmdir(&disk));
+        match removed {
+            Err(FsError::Io(error)) if is_not_empty(&error) => {
                 clear_empty_directory(&directory.dir.open_dir(&disk)?)?;
-                directory.dir.rmdir(&disk)?;
+                self.remove_entry(&mut going, || directory.dir.rmdir(&disk))?;
             }
             result => result?,
         }
         Self::drop_long_name(&directory.dir, &disk);
-        self.lost_a_name(&directory, at.name, &stat, remains);
         Ok(())
     }
 
@@ -480,8 +547,13 @@ impl Fs {
     /// What the backing filesystem gives.
     pub fn link(&self, id: u64, to: NameIn<'_>) -> FsResult<Found> {
         self.check_writable()?;
+        self.with_room(|| self.link_once(id, to))
+    }
+
+    fn link_once(&self, id: u64, to: NameIn<'_>) -> FsResult<Found> {
         let node = self.node(id)?;
         let target = self.directory(to.parent)?;
+        let _held = InUse::of_file(self, &node);
         let link = node.link.lock();
         // The name that was known is gone, and there is another: the kernel looks that one up when it hears of it.
         let at = link.as_ref().ok_or(FsError::Stale)?;
@@ -497,22 +569,36 @@ impl Fs {
         if node.kind == FileType::RegularFile {
             let file = self.load_file(&node, Some(at))?;
             // The file must have an id now: at its first write nobody would know all directories that need a header.
-            self.content_at(Some(at), &file)?
-                .ensure_preamble()
-                .map_err(|error| self.at(&at.parent, &at.disk)(error.into()))?;
+            let content = self.content_at(Some(at), &file)?;
+            let in_vault = |error: ContentError| self.at(&at.parent, &at.disk)(error.into());
+            content.ensure_preamble().map_err(in_vault)?;
             if elsewhere {
+                // Both directories need theirs then, and who syncs the file later knows of one.
+                self.sync_header_at(Some(at), &file)?;
                 self.copy_header(&node, at, &file, &target)?;
             }
-            // From now on it may be found under more names than one.
-            self.set_places(at, &file, |_, _| Places::default())?;
+            file.attributes_were_changed();
+            let admitted = content.admit_several_names().map_err(in_vault);
             self.note_change(&node);
+            admitted?;
         } else if elsewhere {
             self.copy_link_file(&dir, &at.disk, &target.dir)?;
         }
         dir.link(&at.disk, &target.dir, &disk.entry)?;
-        let stat = target.dir.stat(&disk.entry)?;
+        let stat = target.dir.stat(&disk.entry);
         drop(link);
-        self.found(&target, to.name, &disk.entry, &stat)
+        let found = stat.map_err(FsError::from).and_then(|stat| {
+            // The name that was known went to another file just now. The kernel has nobody do so meanwhile; others can.
+            if node_id(stat.st_ino) != node.id {
+                return Err(FsError::Stale);
+            }
+            self.found(&target, to.name, &disk.entry, &stat)
+        });
+        // The kernel goes on to believe that the name is not there.
+        if found.is_err() && target.dir.unlink(&disk.entry).is_ok() {
+            Self::drop_long_name(&target.dir, &disk.entry);
+        }
+        found
     }
 
     fn set_places(
@@ -521,13 +607,17 @@ impl Fs {
         file: &VaultFile,
         places: impl FnOnce(&crate::crypto::seal::SealKey, Places) -> Places,
     ) -> FsResult<()> {
-        let Some(content) = file.content() else { return Ok(()) };
-        content
-            .set_places(places)
-            .map_err(|error| self.at(&at.parent, &at.disk)(error.into()))
+        let in_vault = |error| self.at(&at.parent, &at.disk)(error);
+        let Some(content) = file.usable_content().map_err(in_vault)? else {
+            return Ok(());
+        };
+        file.attributes_were_changed();
+        content.set_places(places).map_err(|error| in_vault(error.into()))
     }
 
-    /// Stores a file's header in another directory; durably, if the one it has is durable.
+    /// Has a file's header in another directory; with its name durable, if that of the one it has is durable.
+    ///
+    /// One that is there, of another name of the file, stays as it is: a crash while it is written anew would take it from that name.
     fn copy_header(&self, node: &Arc<Node>, at: &Link, file: &VaultFile, to: &OpenDirectory) -> FsResult<()> {
         let Some(id) = file.id() else { return Ok(()) };
         let in_vault = |error| self.at(&at.parent, &at.disk)(error);
@@ -536,24 +626,34 @@ impl Fs {
             .vault
             .load_header(&dir, self.keys(&at.parent)?.id, id)
             .map_err(in_vault)?;
-        let header = self.vault.header_for_directory(header, to.keys().id);
-        self.vault.store_header(&to.dir, &header).map_err(in_vault)?;
+        let stored = match self.vault.load_header(&to.dir, to.keys().id, id) {
+            Ok(_) => to.dir.open_file(&name::header_file(id), false)?,
+            Err(_) => {
+                let header = self.vault.header_for_directory(header, to.keys().id);
+                self.vault.store_header(&to.dir, &header).map_err(in_vault)?
+            }
+        };
+        // Always what is in it: a rename takes the old one away, and reaches the disk with the other names, whether or not contents do.
+        stored.sync_all()?;
         if !file.header_needs_sync() {
-            to.dir.open_file(&name::header_file(id), true)?.sync_all()?;
             to.dir.sync()?;
         } else {
+            file.header_was_added();
             self.note_change(node);
         }
         Ok(())
     }
 
-    /// Copies the file of a long target into another directory, durably.
+    /// Copies the file of a long target into another directory, durably, unless another name of the link has it there.
     fn copy_link_file(&self, from: &Dir, disk: &str, to: &Dir) -> FsResult<()> {
         let stat = from.stat(disk)?;
         if let Some(id) = Self::link_file_of(from, disk, &stat) {
             let file = name::link_file(id);
-            if let Some(bytes) = from.read_small(&file, LINK_FILE_MAX)? {
-                to.write_small(&file, &bytes)?.sync_all()?;
+            let bytes = from.read_small(&file, LINK_FILE_MAX)?;
+            match (bytes, to.read_small(&file, LINK_FILE_MAX)) {
+                (None, _) => {}
+                (Some(bytes), Ok(Some(there))) if bytes == there => to.open_file(&file, false)?.sync_all()?,
+                (Some(bytes), _) => to.write_small(&file, &bytes)?.sync_all()?,
             }
         }
         Ok(())
@@ -571,6 +671,10 @@ impl Fs {
     pub fn rename(&self, from: NameIn<'_>, to: NameIn<'_>, flags: u32) -> FsResult<Leftovers> {
         self.check_writable()?;
         let flags = RenameFlags::from_bits(flags).ok_or(FsError::Invalid)?;
+        self.with_room(|| self.rename_once(from, to, flags))
+    }
+
+    fn rename_once(&self, from: NameIn<'_>, to: NameIn<'_>, flags: RenameFlags) -> FsResult<Leftovers> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         let source_dir = self.directory(from.parent)?;
         let target_dir = self.directory(to.parent)?;
@@ -597,6 +701,10 @@ impl Fs {
             None if exchange => return Err(FsError::NotFound),
             _ => {}
         }
+        self.check_own_name(&source_dir, (from.name, &source_disk), &source_stat)?;
+        if let Some(target) = target_stat.as_ref().filter(|_| exchange) {
+            self.check_own_name(&target_dir, (to.name, target_disk), target)?;
+        }
         let source = Side {
             node: self.nodes.find(node_id(source_stat.st_ino)),
             stat: source_stat,
@@ -610,14 +718,21 @@ impl Fs {
             to: (&source_dir, from.name),
         });
         let replaced = target_stat.filter(|_| !exchange);
-        let replaced_file = replaced
-            .as_ref()
-            .and_then(|stat| self.before_it_goes(&target_dir, target_disk, to.name, stat));
-        // Both files' places change: nobody may load or seal them meanwhile.
-        let mut nodes: Vec<_> = [&Some(&source), &other.as_ref()]
+        let mut going = match replaced {
+            Some(stat) => Some(self.going((&target_dir, target_disk), to.name, stat)?),
+            None => None,
+        };
+        let moving: Vec<_> = [Some(&source), other.as_ref()]
             .into_iter()
             .flatten()
             .filter_map(|side| side.node.clone())
+            .collect();
+        let _held: Vec<_> = moving.iter().filter_map(|node| InUse::of_file(self, node)).collect();
+        // The places of both change, or one goes: nobody may load or seal them meanwhile.
+        let mut nodes: Vec<_> = moving
+            .iter()
+            .chain(going.iter().filter_map(|going| going.node.as_ref()))
+            .cloned()
             .collect();
         nodes.sort_by_key(|node| node.id);
         let mut links: Vec<_> = nodes.iter().map(|node| (node.id, node.link.lock())).collect();
@@ -627,23 +742,26 @@ impl Fs {
             Some(other) => self.announce(other, false)?,
             None => None,
         };
-        let replaced_link_file = replaced
-            .as_ref()
-            .and_then(|stat| Self::link_file_of(&target_dir.dir, target_disk, stat));
-        let remains = match &replaced {
-            Some(stat) => Some(self.remains_of(&target_dir, target_disk, stat)?),
-            None => None,
-        };
         let rename = || source_dir.dir.rename(&source_disk, &target_dir.dir, target_disk, flags);
-        match rename() {
-            Err(error) if is_not_empty(&error) && replaced.is_some() => {
-                clear_empty_directory(&target_dir.dir.open_dir(target_disk)?)?;
-                rename()?;
-            }
-            result => result?,
+        going.iter_mut().for_each(Going::begin);
+        let renamed = match rename() {
+            Err(error) if is_not_empty(&error) && replaced.is_some() => target_dir
+                .dir
+                .open_dir(target_disk)
+                .map_err(FsError::from)
+                .and_then(|dir| clear_empty_directory(&dir))
+                .and_then(|()| Ok(rename()?)),
+            result => result.map_err(FsError::from),
+        };
+        if renamed.is_err() {
+            going.iter_mut().for_each(Going::take_back);
         }
+        renamed?;
 
         for (node, link) in &mut links {
+            if let Some(going) = going.as_mut().filter(|going| going.is(*node)) {
+                self.lost_a_name(going, Some(&mut **link));
+            }
             let side = [Some(&source), other.as_ref()]
                 .into_iter()
                 .flatten()
@@ -654,11 +772,20 @@ impl Fs {
                 } else {
                     &source_disk
                 };
+                // Of several names the one that was known may be another than the one that is renamed.
+                let (from, old_disk, _) = side.from;
+                let known = link
+                    .take()
+                    .and_then(|known| match known.is_entry(&from.node, old_disk) {
+                        true => known.other,
+                        false => known.into_other(),
+                    });
                 **link = Some(Link {
                     parent: side.to.0.node.clone(),
                     name: side.to.1.into(),
                     disk: disk.into(),
                     conflict_of: None,
+                    other: known.filter(|other| side.stat.st_nlink > 1 && !other.is_entry(&from.node, old_disk)),
                 });
             }
         }
@@ -669,51 +796,26 @@ impl Fs {
                 self.drop_what_served(other, &source_disk, other_file.as_ref());
             }
         }
+        moving.iter().for_each(|node| node.moved());
         drop(links);
-        for node in &nodes {
+        for node in &moving {
             self.note_rename(node);
         }
         self.forget_conflict(&source_dir, &source_disk);
         if !exchange && !flags.contains(RenameFlags::WHITEOUT) {
             Self::drop_long_name(&source_dir.dir, &source_disk);
         }
-        let mut leftovers = Leftovers::default();
-        if let (Some(stat), Some(remains)) = (&replaced, remains) {
-            if stat.st_nlink == 1
-                && let Some(link) = replaced_link_file
-            {
-                let _ = target_dir.dir.unlink(&name::link_file(link));
-            }
-            if self.lost_a_name_by_rename(&target_dir, stat, remains) {
-                let replaced_by_copy = matches!(name::shape(source_disk.as_bytes()), Shape::Conflict(..));
-                leftovers.gone.extend(replaced_file.map(|gone| Gone {
-                    replaced_by_copy,
-                    ..gone
-                }));
-            }
-        }
-        Ok(leftovers)
+        let replaced_by_copy = matches!(name::shape(source_disk.as_bytes()), Shape::Conflict(..));
+        let leftovers = going.map(|going| self.leftovers(going, &target_dir, replaced_by_copy));
+        Ok(leftovers.unwrap_or_default())
     }
 
-    fn lost_a_name_by_rename(&self, directory: &OpenDirectory, stat: &Stat, remains: Remains) -> bool {
-        // The name is another node's now: none is given here, so that it is not taken for the lost one.
-        let last = self.lost_a_name(directory, b"", stat, remains);
-        if let Some(node) = self.nodes.find(node_id(stat.st_ino))
-            && !node.is_dead()
-        {
-            let mut link = node.link.lock();
-            let gone = link.as_ref().is_some_and(|at| {
-                at.parent.id == directory.node.id
-                    && directory
-                        .dir
-                        .stat(&at.disk)
-                        .map_or(true, |now| now.st_ino != stat.st_ino)
-            });
-            if gone {
-                *link = None;
-            }
+    /// Refuses to rename a file by a name that someone has given it: it would be given the new one by hushfs.
+    fn check_own_name(&self, directory: &OpenDirectory, (name, disk): (&[u8], &str), stat: &Stat) -> FsResult<()> {
+        match self.nodes.find(node_id(stat.st_ino)) {
+            Some(node) if stat.st_nlink > 1 => self.admit_name(&node, directory, (name, disk), stat),
+            _ => Ok(()),
         }
-        last
     }
 
     /// Makes everything durable that an entry needs under its new name; returns the file, if it has content.
@@ -732,6 +834,7 @@ impl Fs {
                     name: name.into(),
                     disk: disk.into(),
                     conflict_of: None,
+                    other: None,
                 };
                 let loaded;
                 let file = match &side.node {
@@ -748,13 +851,18 @@ impl Fs {
                             name,
                         };
                         loaded = Arc::new(
-                            VaultFile::load(&self.vault, backing, &from.dir, found_at)
+                            VaultFile::load(&self.vault, backing, None, &from.dir, found_at)
                                 .map_err(self.at(&from.node, disk))?,
                         );
                         &loaded
                     }
                 };
+                let several_names = side.stat.st_nlink != 1;
                 if elsewhere {
+                    if several_names {
+                        // The other names go on needing the header where they are.
+                        self.sync_header_at(Some(&at), file)?;
+                    }
                     // A node that the kernel does not know has nothing waiting to be sealed.
                     let node = side.node.as_ref().unwrap_or(&self.root);
                     self.copy_header(node, &at, file, to)?;
@@ -762,17 +870,18 @@ impl Fs {
                 if replaces && file.header_needs_sync() {
                     // The old content goes with the rename: the new one must be able to be opened then.
                     let (dir, id) = (&to.dir, file.id().unwrap_or(FileId([0; 16])));
+                    let headers = file.headers();
                     dir.open_file(&name::header_file(id), true)?.sync_all()?;
                     dir.sync()?;
-                    file.header_was_synced();
+                    file.headers_were_synced(headers);
                 }
-                let several_names = side.stat.st_nlink != 1;
                 if file.content().is_some_and(|content| content.is_renaming()) {
                     // A rename before this one may not be on disk yet; only two places fit into a seal.
                     from.dir.sync()?;
                 }
                 self.set_places(&at, file, |key, places| {
-                    if several_names || places.current.is_none() {
+                    // On another machine it may have got another name.
+                    if places.current.is_none() || (several_names && self.options.shared) {
                         return places;
                     }
                     Places {
@@ -810,16 +919,13 @@ impl Fs {
         }
         // Another of the file's names may be the one in the node; the one that is renamed is there for sure.
         let link = Link {
-            conflict_of: match name::shape(disk.as_bytes()) {
-                Shape::Conflict(base, _) => self.plain_name(&at.parent, &base),
-                _ => None,
-            },
+            conflict_of: self.conflict_of(&at.parent, disk),
             ..at.clone()
         };
         self.load_file(node, Some(&link))
     }
 
-    fn plain_name(&self, parent: &Arc<Node>, entry: &str) -> Option<Box<[u8]>> {
+    pub(super) fn plain_name(&self, parent: &Arc<Node>, entry: &str) -> Option<Box<[u8]>> {
         match name::shape(entry.as_bytes()) {
             Shape::Inline(sealed) => Some(self.keys(parent).ok()?.open_name(&sealed)?.into()),
             Shape::Long => {
@@ -836,7 +942,7 @@ impl Fs {
         let (to, to_name) = side.to;
         let dir = from.dir.open_dir(disk)?;
         let in_vault = |error| self.at(&from.node, disk)(error);
-        let known = side.node.as_ref().and_then(|node| node.keys.get()).map(|keys| keys.id);
+        let known = side.node.as_ref().and_then(|node| node.keys()).map(|keys| keys.id);
         let id = match known {
             Some(id) => id,
             None => {
@@ -844,9 +950,9 @@ impl Fs {
                     .vault
                     .load_directory(&dir, from.keys().id, name)
                     .map_err(in_vault)?;
-                match &side.node {
+                match side.node.as_ref().and_then(|node| node.directory.as_ref()) {
                     // From now on the name no longer says what the id is.
-                    Some(node) => node.keys.get_or_init(|| keys).id,
+                    Some(state) => state.keys.get_or_init(|| keys).id,
                     None => keys.id,
                 }
             }
@@ -881,35 +987,26 @@ fn is_not_empty(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST))
 }
 
-/// Lists the names on disk in a directory that may be files'.
-fn files_in(dir: &Dir) -> FsResult<Vec<String>> {
-    let is_file = |entry: &RawEntry| {
-        let is_entry = matches!(
-            name::shape(&entry.name),
-            Shape::Inline(_) | Shape::Long | Shape::Conflict(..)
-        );
-        is_entry && matches!(entry.kind, FileType::RegularFile | FileType::Unknown)
-    };
-    let entries = dir.entries()?.into_iter().filter(is_file);
-    Ok(entries.filter_map(|entry| String::from_utf8(entry.name).ok()).collect())
-}
-
 /// Removes hushfs's own files from a directory that holds no entries.
 ///
 /// A crash in between leaves an empty directory under another id, which makes no difference to an empty one.
 fn clear_empty_directory(dir: &Dir) -> FsResult<()> {
     let mut own = Vec::new();
-    for entry in dir.entries()? {
-        match name::shape(&entry.name) {
+    let mut stream = dir.stream()?;
+    while let Some(entry) = stream.next_entry()? {
+        match name::shape(entry.name) {
             Shape::Dots => {}
             Shape::Header(_)
             | Shape::LongNameFile(_)
             | Shape::LinkFile(_)
             | Shape::DirectoryHeader
-            | Shape::Temporary => own.push(entry.name),
-            Shape::Inline(_) | Shape::Long | Shape::Conflict(..) | Shape::VaultFile | Shape::Stranger => {
-                return Err(FsError::NotEmpty);
-            }
+            | Shape::Temporary => own.push(entry.name.to_vec()),
+            Shape::Inline(_)
+            | Shape::Long
+            | Shape::Conflict(..)
+            | Shape::VaultFile
+            | Shape::LostAndFound
+            | Shape::Stranger => return Err(FsError::NotEmpty),
         }
     }
     for name in own {

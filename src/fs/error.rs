@@ -1,8 +1,11 @@
 //! What can go wrong in an operation, and the one place where an errno is chosen for it.
 
-use std::{fmt, io};
+use std::{fmt, io, sync::Arc};
 
-use crate::vault::{VaultError, content::ContentError};
+use crate::{
+    keystore::KeyError,
+    vault::{VaultError, content::ContentError, own_keys::Ask},
+};
 
 /// Why an operation failed.
 #[derive(Debug)]
@@ -63,9 +66,36 @@ impl FsError {
         }
     }
 
+    /// Returns why a key could not be used, where that is what is wrong.
+    pub fn key_error(&self) -> Option<&KeyError> {
+        match self {
+            FsError::Vault {
+                source: VaultError::EpochKey(_, error),
+                ..
+            } => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Returns what is to be asked before the operation is done again, where that is what is wrong. Nothing was changed then.
+    pub fn key_needed(&self) -> Option<&Arc<Ask>> {
+        match self {
+            FsError::Vault {
+                source: VaultError::KeyNeeded(ask),
+                ..
+            } => Some(ask),
+            _ => None,
+        }
+    }
+
     /// Tells whether the vault itself is at fault: worth a line in the log, unlike what applications cause.
     pub fn is_damage(&self) -> bool {
         matches!(self, FsError::Vault { .. } if !matches!(self.errno(), libc::EFBIG | libc::EROFS))
+    }
+
+    /// Tells whether it is worth a line in the log of a mount. That a key may not be used was said once, for all files.
+    pub fn is_news(&self) -> bool {
+        self.is_damage() && self.key_error().is_none()
     }
 }
 
@@ -74,6 +104,9 @@ fn vault_errno(error: &VaultError) -> i32 {
     match error {
         VaultError::Io(error) => error.raw_os_error().unwrap_or(libc::EIO),
         VaultError::EpochMissing(_) => libc::ENOKEY,
+        VaultError::EpochKey(_, error) => key_errno(error),
+        // Who serves requests asks and has the operation done again, so that nobody sees this.
+        VaultError::KeyNeeded(_) => libc::ETIMEDOUT,
         VaultError::Content(ContentError::Io(error)) => error.raw_os_error().unwrap_or(libc::EIO),
         VaultError::Content(ContentError::TooLarge) => libc::EFBIG,
         VaultError::Content(ContentError::ReadOnly) => libc::EROFS,
@@ -92,7 +125,24 @@ fn vault_errno(error: &VaultError) -> i32 {
         | VaultError::DirectoryMisplaced
         | VaultError::NameDamaged(_)
         | VaultError::LinkDamaged(_)
-        | VaultError::XattrDamaged(_) => libc::EIO,
+        | VaultError::XattrDamaged(_)
+        | VaultError::RolledBack(_) => libc::EIO,
+    }
+}
+
+/// What a key server or an administrator has decided is told from damage, so that a user knows whom to ask.
+fn key_errno(error: &KeyError) -> i32 {
+    match error {
+        KeyError::NotFound { .. }
+        | KeyError::NoProvider { .. }
+        | KeyError::Unsupported { .. }
+        | KeyError::NotBrought { .. } => libc::ENOKEY,
+        KeyError::Disabled { .. } => libc::EKEYREVOKED,
+        KeyError::PendingDeletion { .. } => libc::EKEYEXPIRED,
+        KeyError::Unavailable { .. } => libc::ETIMEDOUT,
+        KeyError::AccessDenied { .. } | KeyError::Denied { .. } => libc::EACCES,
+        KeyError::Limit { .. } => libc::ENOSPC,
+        KeyError::Rejected { .. } | KeyError::IncorrectKey { .. } | KeyError::Commitment { .. } => libc::EIO,
     }
 }
 
@@ -125,5 +175,34 @@ impl From<io::Error> for FsError {
 impl From<rustix::io::Errno> for FsError {
     fn from(error: rustix::io::Errno) -> Self {
         FsError::Io(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, KeyId};
+
+    #[test]
+    fn why_a_key_cannot_be_used_is_told_by_the_errno() {
+        let (key, provider) = (KeyId([1; 16]), "test");
+        for (error, errno) in [
+            (KeyError::NotFound { key }, libc::ENOKEY),
+            (KeyError::NoProvider { key, provider }, libc::ENOKEY),
+            (KeyError::Disabled { key }, libc::EKEYREVOKED),
+            (KeyError::PendingDeletion { key }, libc::EKEYEXPIRED),
+            (KeyError::Unavailable { key, provider }, libc::ETIMEDOUT),
+            (KeyError::AccessDenied { key, provider }, libc::EACCES),
+            (KeyError::NotBrought { key }, libc::ENOKEY),
+            (KeyError::Rejected { key }, libc::EIO),
+            (KeyError::IncorrectKey { key }, libc::EIO),
+            (KeyError::Commitment { key }, libc::EIO),
+        ] {
+            let failed = FsError::Vault {
+                source: VaultError::EpochKey(Epoch(1), error),
+                disk_path: String::new(),
+            };
+            assert_eq!((failed.errno(), failed.key_error()), (errno, Some(&error)), "{error}");
+        }
     }
 }

@@ -12,10 +12,15 @@ use super::{
     node::{Node, Remains},
 };
 use crate::{
-    backing::BackingFile,
-    format::name,
-    units::{PlainOffset, PlainSize},
-    vault::{VaultError, content::Content, file::VaultFile},
+    units::{BlockIndex, PlainOffset, PlainSize},
+    vault::{
+        VaultError,
+        beginning::Beginning,
+        choice::KeyOfFile,
+        content::ContentError,
+        file::{FileContent, VaultFile},
+        own_keys::{Ask, NewOwnKey},
+    },
 };
 
 /// Bytes copied by one call of [`Fs::copy_range`], so that no request takes long; callers call again.
@@ -57,6 +62,31 @@ impl Allocate {
     }
 }
 
+/// A file that an operation works on, held as by a handle: nobody closes it meanwhile, and it is kept for a while afterwards.
+///
+/// Made before the link of the node is locked, so that it goes after that.
+pub(super) struct InUse<'f> {
+    fs: &'f Fs,
+    node: Arc<Node>,
+}
+
+impl<'f> InUse<'f> {
+    /// Holds a node's file; nothing for a node of another kind.
+    pub fn of_file(fs: &'f Fs, node: &Arc<Node>) -> Option<Self> {
+        let is_file = node.kind == FileType::RegularFile;
+        is_file.then(|| {
+            fs.hold(node);
+            InUse { fs, node: node.clone() }
+        })
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.fs.unhold(&self.node);
+    }
+}
+
 impl Fs {
     /// Opens a file, and counts a handle.
     ///
@@ -68,29 +98,54 @@ impl Fs {
         if for_writing {
             self.check_writable()?;
         }
-        if self.options.shared && !node.is_open() {
-            // Someone else may have written it since it was looked at last.
-            self.let_go(&node);
+        self.hold(&node);
+        let opened = self.file(&node).and_then(|file| self.ready(&node, &file, for_writing));
+        if opened.is_err() {
+            self.unhold(&node);
         }
-        // Counted first, so that nobody closes the file between.
+        opened
+    }
+
+    /// Counts a handle, so that nobody closes the file that is opened then.
+    fn hold(&self, node: &Arc<Node>) {
+        if !node.is_open() && (self.options.shared || self.is_refused(node)) {
+            // Someone else may have written it since it was looked at last, or wrapped its key anew.
+            self.let_go(node);
+        }
         node.opened();
-        if let Err(error) = self.file(&node) {
-            node.released();
-            return Err(error);
+    }
+
+    /// Counts a handle less. The file stays open for a while.
+    fn unhold(&self, node: &Arc<Node>) {
+        if node.released() {
+            self.keep_unused(node.clone());
+        }
+    }
+
+    /// Has a file that is being opened ready for what comes: its key may be used, or one is there for its first byte.
+    fn ready(&self, node: &Arc<Node>, file: &VaultFile, for_writing: bool) -> FsResult<()> {
+        file.confirm(&self.vault).map_err(|error| self.at(node, "")(error))?;
+        if self.readable(node, file)?.is_some() || !for_writing {
+            return Ok(());
+        }
+        let link = node.link.lock().clone();
+        if let Some(link) = link {
+            let key = match file.kept_key() {
+                Some(key) => key,
+                None => self.key_of_new_files(&link.parent)?,
+            };
+            if !key.bucket_key && !file.is_prepared() {
+                let new = self.vault.own_keys().for_new_file(key.epoch);
+                file.prepare(new.map_err(self.at(&link.parent, &link.disk))?);
+            }
         }
         Ok(())
     }
 
     /// Counts a handle less. The file stays open for a while.
     pub fn release(&self, id: u64) {
-        let Ok(node) = self.node(id) else { return };
-        if !node.released() {
-            return;
-        }
-        if node.is_dead() && !node.is_forgotten() {
-            self.keep_removed(&node);
-        } else {
-            self.keep_idle(&node);
+        if let Ok(node) = self.node(id) {
+            self.unhold(&node);
         }
     }
 
@@ -102,8 +157,8 @@ impl Fs {
     pub fn read(&self, id: u64, offset: u64, len: usize, plain: &mut Vec<u8>) -> FsResult<Range<usize>> {
         let node = self.node(id)?;
         let file = self.file(&node)?;
-        match file.content() {
-            None => Ok(0..0),
+        match self.readable(&node, &file)? {
+            None => self.nothing_in(&node, &file).map(|()| 0..0),
             Some(content) => content
                 .read(PlainOffset(offset), len, plain)
                 .map_err(|error| self.at(&node, "")(error.into())),
@@ -118,8 +173,8 @@ impl Fs {
     pub fn read_into(&self, id: u64, offset: u64, len: usize, room: &mut [u8]) -> FsResult<usize> {
         let node = self.node(id)?;
         let file = self.file(&node)?;
-        match file.content() {
-            None => Ok(0),
+        match self.readable(&node, &file)? {
+            None => self.nothing_in(&node, &file).map(|()| 0),
             Some(content) => content
                 .read_into(PlainOffset(offset), len, room)
                 .map_err(|error| self.at(&node, "")(error.into())),
@@ -136,32 +191,49 @@ impl Fs {
         let node = self.node(id)?;
         let file = self.file(&node)?;
         let content = self.content(&node, &file)?;
-        self.with_room(|| {
+        let written = self.with_room(|| {
             content
                 .write(PlainOffset(offset), data)
                 .map_err(|error| self.at(&node, "")(error.into()))
-        })?;
+        });
+        // Also where it failed: the file may not be sealed any more.
         self.note_change(&node);
+        written
+    }
+
+    /// Returns a file's content, if it has any; refuses that of a file whose key may not be used now.
+    fn readable<'f>(&self, node: &Node, file: &'f VaultFile) -> FsResult<Option<&'f FileContent>> {
+        file.usable_content().map_err(|error| self.at(node, "")(error))
+    }
+
+    /// Refuses to read a file of zeros that nobody wrote, where it could not be made empty: the kernel has a size of it.
+    fn nothing_in(&self, node: &Node, file: &VaultFile) -> FsResult<()> {
+        if file.is_zeros() {
+            let damaged = ContentError::Damaged(BlockIndex(0));
+            return Err(self.at(node, "")(damaged.into()));
+        }
         Ok(())
     }
 
     /// Returns a file's content, giving it a key first if it has none.
-    pub(super) fn content<'f>(&self, node: &Arc<Node>, file: &'f VaultFile) -> FsResult<&'f Content<Arc<BackingFile>>> {
-        if let Some(content) = file.content()
+    pub(super) fn content<'f>(&self, node: &Arc<Node>, file: &'f VaultFile) -> FsResult<&'f FileContent> {
+        if let Some(content) = self.readable(node, file)?
             && file.backing().is_writable()
         {
             return Ok(content);
         }
-        let link = node.link.lock();
-        self.content_at(link.as_ref(), file)
+        self.with_descriptors(|| {
+            let link = node.link.lock();
+            if link.is_none() && !node.is_dead() {
+                // Its header would lie nowhere, and it has a name still: the kernel looks that up.
+                return Err(FsError::Stale);
+            }
+            self.content_at(link.as_ref(), file)
+        })
     }
 
     /// As [`Fs::content`], with the link locked.
-    pub(super) fn content_at<'f>(
-        &self,
-        link: Option<&super::Link>,
-        file: &'f VaultFile,
-    ) -> FsResult<&'f Content<Arc<BackingFile>>> {
+    pub(super) fn content_at<'f>(&self, link: Option<&super::Link>, file: &'f VaultFile) -> FsResult<&'f FileContent> {
         let make_header = || {
             let Some(link) = link else {
                 // Without a name it can never be opened again, so its key needs no keeping.
@@ -169,7 +241,19 @@ impl Fs {
             };
             let dir = self.dir(&link.parent).map_err(into_vault_error)?;
             let directory = self.keys(&link.parent).map_err(into_vault_error)?.id;
-            let header = self.vault.new_header(directory);
+            let key = match file.kept_key() {
+                Some(key) => key,
+                None => self.key_of_new_files(&link.parent).map_err(into_vault_error)?,
+            };
+            let header = if key.bucket_key {
+                self.vault.new_header_of(key.epoch, directory)
+            } else {
+                let new = match file.take_prepared(key.epoch) {
+                    Some(new) => new,
+                    None => self.vault.own_keys().for_new_file(key.epoch)?,
+                };
+                self.vault.new_header_without_bucket_key(&new, directory)
+            };
             self.vault.store_header(&dir, &header)?;
             Ok(header)
         };
@@ -178,6 +262,66 @@ impl Fs {
                 Some(link) => self.at(&link.parent, &link.disk)(error),
                 None => self.at(&self.root, "")(error),
             })
+    }
+
+    /// Returns the key of a new file in a directory: that of the nearest directory above with one of its own, or the vault's.
+    ///
+    /// All of it is in memory: the keys of a directory are never known without those above it.
+    pub(super) fn key_of_new_files(&self, directory: &Arc<Node>) -> FsResult<KeyOfFile> {
+        let choice = self.vault.choice();
+        let mut at = directory.clone();
+        while choice.is_by_directory() {
+            if let Some(key) = choice.of_directory(self.keys(&at)?.id) {
+                return Ok(key);
+            }
+            let link = at.link.lock().clone();
+            match link {
+                Some(link) => at = link.parent,
+                None => break,
+            }
+        }
+        Ok(self.vault.key_of_new_files())
+    }
+
+    /// Refuses to make a file that could not be written to: better told when it is made than when it is closed.
+    pub(super) fn check_key_of_new_files(&self, directory: &Arc<Node>) -> FsResult<()> {
+        let key = self.key_of_new_files(directory)?;
+        self.check_usable(directory, key)
+    }
+
+    fn check_usable(&self, directory: &Arc<Node>, key: KeyOfFile) -> FsResult<()> {
+        let usable = self.vault.epochs().wrapping_key(key.epoch);
+        usable.map(drop).map_err(self.at(directory, ""))
+    }
+
+    /// As [`Fs::check_key_of_new_files`]; returns the secret that the header of a new file gets, where it is to have no bucket key. The file gets `key`, or
+    /// where nothing is said that of its directory.
+    pub(super) fn secret_of_new_file(
+        &self,
+        directory: &Arc<Node>,
+        key: Option<KeyOfFile>,
+    ) -> FsResult<Option<NewOwnKey>> {
+        let key = key.map_or_else(|| self.key_of_new_files(directory), Ok)?;
+        self.check_usable(directory, key)?;
+        if key.bucket_key {
+            return Ok(None);
+        }
+        let new = self.vault.own_keys().for_new_file(key.epoch);
+        new.map(Some).map_err(self.at(directory, ""))
+    }
+
+    /// Asks for a key that an operation needed, which is to be done again then.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn ask(&self, ask: &Ask) -> FsResult<()> {
+        self.vault.own_keys().ask(ask).map_err(self.at(&self.root, ""))
+    }
+
+    /// Tells whether operations may end with a key that is to be asked for.
+    pub fn defers(&self) -> bool {
+        self.vault.own_keys().is_deferred()
     }
 
     /// Has the sealer look at a file that was changed.
@@ -243,20 +387,23 @@ impl Fs {
         Ok(attr)
     }
 
+    /// The kernel need not have a handle (truncate(2)).
     fn set_size(&self, node: &Arc<Node>, size: u64, caller: Caller) -> FsResult<()> {
+        let _held = InUse::of_file(self, node);
         let file = self.file(node)?;
         if size > 0 || file.content().is_some() {
             let content = self.content(node, &file)?;
-            content
+            if size != content.size().0 {
+                self.sync_beginning(node, &file, content)?;
+            }
+            let set = content
                 .set_size(PlainSize(size))
-                .map_err(|error| self.at(node, "")(error.into()))?;
+                .map_err(|error| self.at(node, "")(error.into()));
             self.note_change(node);
+            set?;
         }
         if caller.uid != 0 {
             self.drop_privileges_of(node, caller)?;
-        }
-        if !node.is_open() {
-            self.keep_idle(node);
         }
         Ok(())
     }
@@ -290,10 +437,10 @@ impl Fs {
         }
         if let Some(file) = node.file.lock().clone() {
             let (uid, gid) = (uid.map(fs::Uid::from_raw), gid.map(fs::Gid::from_raw));
+            file.attributes_were_changed();
             return Ok(fs::fchown(file.backing().fd(), uid, gid)?);
         }
-        let (dir, disk) = self.entry_of(node)?;
-        Ok(dir.chown(&disk, uid, gid)?)
+        self.at_entry(node, |dir, disk| Ok(dir.chown(disk, uid, gid)?))
     }
 
     pub(super) fn set_mode(&self, node: &Arc<Node>, mode: u32) -> FsResult<()> {
@@ -301,10 +448,10 @@ impl Fs {
             return Ok(self.dir(node)?.chmod_self(mode)?);
         }
         if let Some(file) = node.file.lock().clone() {
+            file.attributes_were_changed();
             return Ok(fs::fchmod(file.backing().fd(), Mode::from_raw_mode(mode & 0o7777))?);
         }
-        let (dir, disk) = self.entry_of(node)?;
-        Ok(dir.chmod(&disk, mode)?)
+        self.at_entry(node, |dir, disk| Ok(dir.chmod(disk, mode)?))
     }
 
     fn set_times(&self, node: &Arc<Node>, times: &Timestamps) -> FsResult<()> {
@@ -312,16 +459,9 @@ impl Fs {
             return Ok(self.dir(node)?.set_times_self(times)?);
         }
         if let Some(file) = node.file.lock().clone() {
-            let set = || fs::futimens(file.backing().fd(), times);
-            // A seal puts back the times it found: it must not find them while they change.
-            let result = match file.content() {
-                Some(content) => content.while_quiet(|_| set()),
-                None => set(),
-            };
-            return Ok(result?);
+            return Ok(file.set_times(times)?);
         }
-        let (dir, disk) = self.entry_of(node)?;
-        Ok(dir.set_times(&disk, times)?)
+        self.at_entry(node, |dir, disk| Ok(dir.set_times(disk, times)?))
     }
 
     /// Makes a file durable: content, header, and its name.
@@ -335,17 +475,37 @@ impl Fs {
             return Ok(());
         }
         let file = self.file(&node)?;
-        self.sync_header(&node, &file)?;
-        if data_only {
-            Ok(crate::backing::Storage::sync_data(&**file.backing())?)
-        } else {
-            Ok(file.backing().sync_all()?)
+        self.with_descriptors(|| self.sync_header(&node, &file))?;
+        Ok(file.sync(data_only)?)
+    }
+
+    /// Makes a new file durable, header and beginning, before its size changes without a write: the new size may reach the disk at once, as ext4 has it, and
+    /// what was written before it much later. A crash would leave a file of that size that begins with zeros, and does not open.
+    fn sync_beginning(&self, node: &Arc<Node>, file: &VaultFile, content: &FileContent) -> FsResult<()> {
+        if !file.beginning_needs_sync() {
+            return Ok(());
         }
+        content
+            .ensure_preamble()
+            .map_err(|error| self.at(node, "")(error.into()))?;
+        self.sync_header(node, file)?;
+        file.sync(true)?;
+        file.beginning_was_synced();
+        Ok(())
     }
 
     /// Makes a new file's header durable, and the names of both: without them what is in the file is lost.
     pub(super) fn sync_header(&self, node: &Arc<Node>, file: &VaultFile) -> FsResult<()> {
         let link = node.link.lock();
+        if link.is_none() && !node.is_dead() && file.header_needs_sync() {
+            // It lies where the name is that is left, wherever that is.
+            if !self.syncs_at_once {
+                return Err(FsError::Stale);
+            }
+            let headers = file.headers();
+            self.root_dir.sync_filesystem()?;
+            file.headers_were_synced(headers);
+        }
         self.sync_header_at(link.as_ref(), file)
     }
 
@@ -357,10 +517,11 @@ impl Fs {
         let (Some(link), Some(id)) = (link, file.id()) else {
             return Ok(());
         };
+        let headers = file.headers();
         let dir = self.dir(&link.parent)?;
-        dir.open_file(&name::header_file(id), true)?.sync_all()?;
+        file.sync_header(&dir, id)?;
         dir.sync()?;
-        file.header_was_synced();
+        file.headers_were_synced(headers);
         Ok(())
     }
 
@@ -382,20 +543,27 @@ impl Fs {
     pub fn allocate(&self, id: u64, offset: u64, len: u64, how: Allocate) -> FsResult<()> {
         self.check_writable()?;
         let node = self.node(id)?;
-        let file = self.file(&node)?;
-        let content = self.content(&node, &file)?;
-        let in_vault = |error: crate::vault::content::ContentError| self.at(&node, "")(error.into());
+        let allocated = self.allocate_in(&node, offset, len, how);
+        self.note_change(&node);
+        allocated
+    }
+
+    fn allocate_in(&self, node: &Arc<Node>, offset: u64, len: u64, how: Allocate) -> FsResult<()> {
+        let file = self.file(node)?;
+        let content = self.content(node, &file)?;
+        let in_vault = |error: crate::vault::content::ContentError| self.at(node, "")(error.into());
         let end = offset.checked_add(len).ok_or(FsError::Invalid)?;
         let extends = matches!(how, Allocate::Extend | Allocate::ZeroRange);
         if matches!(how, Allocate::Extend | Allocate::KeepSize) {
             self.with_room(|| content.allocate(PlainOffset(offset), len).map_err(in_vault))?;
         } else {
+            self.sync_beginning(node, &file, content)?;
             content.punch(PlainOffset(offset), len).map_err(in_vault)?;
         }
         if extends && end > content.size().0 {
+            self.sync_beginning(node, &file, content)?;
             content.set_size(PlainSize(end)).map_err(in_vault)?;
         }
-        self.note_change(&node);
         Ok(())
     }
 
@@ -407,7 +575,7 @@ impl Fs {
     pub fn seek(&self, id: u64, offset: u64, hole: bool) -> FsResult<u64> {
         let node = self.node(id)?;
         let file = self.file(&node)?;
-        let content = file.content().ok_or(FsError::NoSuchOffset)?;
+        let content = self.readable(&node, &file)?.ok_or(FsError::NoSuchOffset)?;
         let at = if hole {
             content.seek_hole(PlainOffset(offset))
         } else {
@@ -453,7 +621,7 @@ impl Fs {
     pub fn verify(&self, id: u64, progress: impl FnMut(u64)) -> FsResult<()> {
         let node = self.node(id)?;
         let file = self.file(&node)?;
-        match file.content() {
+        match self.readable(&node, &file)? {
             None => Ok(()),
             Some(content) => content
                 .verify(progress)
@@ -463,20 +631,18 @@ impl Fs {
 
     /// Returns the id of a file by its data file alone, without its key; nothing for one that was never written.
     pub(super) fn id_on_disk(dir: &crate::backing::Dir, disk: &str) -> FsResult<Option<crate::ids::FileId>> {
-        use crate::{backing::Storage, format::preamble::UnverifiedPreamble};
-        let file = dir.open_file(disk, true)?;
-        let mut bytes = [0; crate::format::layout::PREAMBLE_SIZE as usize];
-        let got = file.read_at(&mut bytes, 0)?;
-        Ok(UnverifiedPreamble::decode(&bytes[..got])
-            .ok()
-            .map(|preamble| preamble.file()))
+        match Beginning::read(&dir.open_file(disk, true)?) {
+            Ok(beginning) => Ok(beginning.preamble().map(|preamble| preamble.file())),
+            Err(VaultError::Io(error)) => Err(error.into()),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Returns a file's place under a name, for its seal.
     pub(super) fn found_at<'l>(&self, link: &'l super::Link) -> FsResult<FoundAt<'l>> {
         Ok(FoundAt {
             directory: self.keys(&link.parent)?.id,
-            name: &link.name,
+            name: link.conflict_of.as_ref().unwrap_or(&link.name),
         })
     }
 }

@@ -6,12 +6,9 @@ use rustix::fs::FileType;
 
 use super::{Attr, Found, Fs, FsError, FsResult, Node, OpenDirectory, ROOT, node};
 use crate::{
-    backing::{Dir, RawEntry},
-    format::name::{self, Shape},
+    backing::{Dir, DirStream, RawEntry},
+    format::name::{self, CONFLICT_MARK, Shape},
 };
-
-/// What stands between a name and what a sync tool made of it.
-const CONFLICT_MARK: &str = " (conflict";
 
 /// An entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +30,27 @@ pub struct ListedPlus {
     pub entry: Listed,
     /// Its node and attributes; nothing for `.` and `..`.
     pub found: Option<Found>,
+}
+
+/// A listing between two parts of it.
+#[derive(Debug)]
+pub(super) struct Listing {
+    stream: DirStream,
+    /// The copies that sync tools made which it came upon; nothing for a listing that did not begin with the first entry.
+    conflicts: Option<Vec<String>>,
+}
+
+impl Listing {
+    fn begin(dir: &Dir, position: u64) -> FsResult<Self> {
+        let mut stream = dir.stream()?;
+        if position != 0 {
+            stream.seek(position)?;
+        }
+        Ok(Listing {
+            stream,
+            conflicts: (position == 0).then(Vec::new),
+        })
+    }
 }
 
 impl Fs {
@@ -69,7 +87,7 @@ impl Fs {
             let listed = ListedPlus { entry, found };
             let taken = take(&listed);
             if !taken && let Some(found) = &listed.found {
-                self.nodes.undo_look_up(found.node.id);
+                self.forget(found.node.id, 1);
             }
             Ok(taken)
         })
@@ -83,7 +101,11 @@ impl Fs {
         stat: &rustix::fs::Stat,
     ) -> FsResult<Found> {
         let found = self.found(directory, name, disk, stat)?;
-        self.mark_conflict(directory, &found.node, disk);
+        // Where there are many entries, a look at each that can be none of them counts: what is added to a name is in no sealed name.
+        let is_sealed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if !disk.bytes().all(is_sealed) {
+            self.mark_conflict(directory, &found.node, disk);
+        }
         Ok(found)
     }
 
@@ -94,39 +116,45 @@ impl Fs {
         mut take: impl FnMut(&OpenDirectory, Listed, &str) -> FsResult<bool>,
     ) -> FsResult<()> {
         let directory = self.directory(id)?;
-        let mut stream = directory.node.stream.lock();
-        let mut at = match stream.take() {
-            Some(stream) => stream,
-            None => directory.dir.stream()?,
+        // Whoever begins again must see what was added since (rewinddir(3)), so no listing goes on at 0.
+        let known = self.listings.lock().pop(&(id, position));
+        let Listing { mut stream, conflicts } = match known {
+            Some(listing) => listing,
+            None => Listing::begin(&directory.dir, position)?,
         };
-        at.seek(position)?;
-        let mut taken = position;
+        let mut conflicts = conflicts;
         let mut at_end = true;
-        while let Some(raw) = at.next_entry()? {
+        while let Some(raw) = stream.next_entry()? {
             at_end = false;
-            let next = raw.next;
-            if let Some((listed, disk)) = self.listed(&directory, raw)
+            let shape = name::shape(raw.name);
+            if let (Shape::Conflict(base, rest), Some(conflicts)) = (&shape, &mut conflicts) {
+                conflicts.push(format!("{base}{rest}"));
+            }
+            if let Some((listed, disk)) = self.listed(&directory, raw, shape)
                 && !take(&directory, listed, &disk)?
             {
-                // The entry that did not fit comes first next time.
-                at.seek(taken)?;
+                // It comes first next time.
+                stream.step_back();
                 break;
             }
-            taken = next;
         }
-        // Kept for the next part of the listing. A reader that saw everything asks once more and gets nothing: then it is closed.
         if !at_end {
-            *stream = Some(at);
+            // A reader that saw everything asks once more, gets nothing, and then it is closed.
+            let key = (id, stream.position());
+            self.listings.lock().put(key, Listing { stream, conflicts });
+        } else if let Some(conflicts) = conflicts {
+            // What was seen in passing need not be looked for.
+            directory.state().conflicts.lock().get_or_insert(Arc::new(conflicts));
         }
         Ok(())
     }
 
     /// Turns a name on disk into an entry; nothing for what is not to be shown.
-    fn listed(&self, directory: &OpenDirectory, raw: RawEntry) -> Option<(Listed, String)> {
+    fn listed(&self, directory: &OpenDirectory, raw: RawEntry<'_>, shape: Shape) -> Option<(Listed, String)> {
         let ino = node::node_id(raw.ino);
-        let (name, ino) = match name::shape(&raw.name) {
-            Shape::Dots if raw.name == b"." => (raw.name.clone(), directory.node.id),
-            Shape::Dots => (raw.name.clone(), self.parent_id(&directory.node)),
+        let (name, ino) = match shape {
+            Shape::Dots if raw.name == b"." => (raw.name.to_vec(), directory.node.id),
+            Shape::Dots => (raw.name.to_vec(), self.parent_id(&directory.node)),
             Shape::VaultFile if directory.node.id == ROOT => return None,
             Shape::Header(_)
             | Shape::LongNameFile(_)
@@ -134,10 +162,11 @@ impl Fs {
             | Shape::DirectoryHeader
             | Shape::Temporary
             | Shape::VaultFile
+            | Shape::LostAndFound
             | Shape::Stranger => return None,
-            shape => (self.open_entry(directory, &raw.name, shape)?, ino),
+            shape => (self.open_entry(directory, raw.name, shape)?, ino),
         };
-        let disk = String::from_utf8(raw.name).ok()?;
+        let disk = std::str::from_utf8(raw.name).ok()?.to_owned();
         let kind = if raw.kind == FileType::Unknown {
             directory
                 .dir
@@ -178,20 +207,17 @@ impl Fs {
 
     /// Returns the name under which a sync tool's copy of an entry shows.
     fn conflict_name(&self, directory: &OpenDirectory, base: &str, rest: &str) -> Option<Vec<u8>> {
-        let mut name = match name::shape(base.as_bytes()) {
+        let name = match name::shape(base.as_bytes()) {
             Shape::Inline(sealed) => directory.keys().open_name(&sealed)?,
             Shape::Long => directory.keys().open_long_name(&directory.dir, base).ok()?,
             _ => return None,
         };
-        let rest = rest.trim_matches([' ', '.', '(', ')']);
-        name.extend_from_slice(CONFLICT_MARK.as_bytes());
-        name.extend_from_slice(format!(" {rest})").as_bytes());
-        (name.len() <= name::NAME_MAX).then_some(name)
+        name::conflict_name(&name, rest)
     }
 
     /// Returns the names on disk that sync tools made of entries of a directory.
     pub(super) fn conflicts(&self, directory: &OpenDirectory) -> FsResult<Arc<Vec<String>>> {
-        let mut known = directory.node.conflicts.lock();
+        let mut known = directory.state().conflicts.lock();
         if let Some(known) = &*known
             && !self.options.shared
         {
@@ -275,12 +301,10 @@ impl Fs {
 /// Lists the names in a directory that sync tools made of entries.
 fn conflicts_in(dir: &Dir) -> FsResult<Vec<String>> {
     let mut found = Vec::new();
-    for entry in dir.entries()? {
-        if let Shape::Conflict(..) = name::shape(&entry.name)
-            && let Ok(name) = String::from_utf8(entry.name)
-        {
-            found.push(name);
+    dir.each_entry(|entry| {
+        if let Shape::Conflict(base, rest) = name::shape(entry.name) {
+            found.push(format!("{base}{rest}"));
         }
-    }
+    })?;
     Ok(found)
 }

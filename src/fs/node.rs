@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -15,7 +15,8 @@ use rustix::fs::{FileType, Stat};
 
 use super::{acl::Acl, attr::Time};
 use crate::{
-    backing::{Dir, DirStream},
+    backing::Dir,
+    ids::Epoch,
     vault::{DirectoryKeys, file::VaultFile},
 };
 
@@ -28,6 +29,10 @@ const NODE_OF_INO_1: u64 = u64::MAX - 1;
 /// Nodes are spread over so many tables, each with a lock of its own.
 const SHARDS: usize = 64;
 
+/// How many times as much as it needs a table may have room for, and a little more, before it is made smaller.
+const SPARE_CAPACITY: usize = 8;
+const SPARE_CAPACITY_MIN: usize = 64;
+
 /// Where a file's name is.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -39,6 +44,26 @@ pub struct Link {
     pub disk: Box<str>,
     /// For a copy that a sync tool made in a conflict: the name whose place its content has.
     pub conflict_of: Option<Box<[u8]>>,
+    /// Another of the file's names, which was known before this one.
+    pub other: Option<Box<Link>>,
+}
+
+impl Link {
+    /// Tells whether it is this entry on disk.
+    pub fn is_entry(&self, parent: &Node, disk: &str) -> bool {
+        self.parent.id == parent.id && *self.disk == *disk
+    }
+
+    /// Goes on as the other name of a file that has a new one.
+    pub fn into_other(mut self) -> Option<Box<Link>> {
+        self.other = None;
+        Some(Box::new(self))
+    }
+
+    /// Tells whether it is this name.
+    pub fn is(&self, parent: &Node, name: &[u8]) -> bool {
+        self.parent.id == parent.id && *self.name == *name
+    }
 }
 
 /// What is left of a file whose last name is gone.
@@ -59,6 +84,13 @@ pub enum Absent {
     AccessAcl = 2,
 }
 
+/// How often attributes had been set.
+#[derive(Clone, Copy, Debug)]
+pub struct AttributesSet(u32);
+
+/// Stands above the bits of [`Absent`].
+const ATTRIBUTE_SET: u32 = 1 << 8;
+
 /// An inode that the kernel knows.
 #[derive(Debug)]
 pub struct Node {
@@ -68,6 +100,8 @@ pub struct Node {
     pub generation: u64,
     /// The kind of file.
     pub kind: FileType,
+    /// A name that someone has linked a file to which is known under another: it can be removed, and not be opened.
+    pub is_stray: bool,
     /// How often the kernel has looked it up, less how often it forgot it.
     lookups: AtomicU64,
     /// Open handles.
@@ -76,13 +110,18 @@ pub struct Node {
     dead: AtomicBool,
     /// Renamed, and its seal or header still admits the old name.
     pub unsettled: AtomicBool,
-    /// Attributes that the kernel asks for often, and that this file is known not to have: bits of [`Absent`].
-    absent: AtomicU8,
+    /// How often its names were changed on disk, and how many of these changes are known to be durable.
+    moves: AtomicU32,
+    durable_moves: AtomicU32,
+    /// Attributes that the kernel asks for often, and that this file is known not to have: bits of [`Absent`]. Above them, how often one was set.
+    absent: AtomicU32,
     /// In the sealer's queue.
     pub queued: AtomicBool,
+    /// The epoch whose key wrapped the file's when it was last closed here; 0 for none.
+    epoch: AtomicU32,
     /// One of its names; nothing for the root, and when that name is gone.
     ///
-    /// Held while the file is renamed, linked, loaded or sealed, since its place in the vault is part of its seal. Locked before `file`; when
+    /// Held while the file is renamed, linked, removed, loaded or sealed, since its place in the vault is part of its seal. Locked before `file`; when
     /// two are needed, in the order of their numbers.
     pub link: Mutex<Option<Link>>,
     /// What is left of a file without a name, for those who have it open.
@@ -93,13 +132,18 @@ pub struct Node {
     ///
     /// With its writeback cache the kernel writes later than applications do, and takes no time from here once it knows the file.
     pub mtime: Mutex<Option<Time>>,
-    /// Of a directory: its keys, once they were needed.
+    /// Of a directory; by itself, because of a million nodes most are files.
+    pub directory: Option<Box<DirectoryState>>,
+}
+
+/// What is known of a directory.
+#[derive(Debug, Default)]
+pub struct DirectoryState {
+    /// Its keys, once they were needed.
     pub keys: OnceLock<DirectoryKeys>,
-    /// Of a directory: a listing under way.
-    pub stream: Mutex<Option<DirStream>>,
-    /// Of a directory: the access control list that what is made in it inherits, once it was looked for.
+    /// The access control list that what is made in it inherits, once it was looked for.
     pub default_acl: Mutex<Option<Option<Arc<Acl>>>>,
-    /// Of a directory: names on disk that sync tools made of entries, once it was looked for them.
+    /// Names on disk that sync tools made of entries, once it was looked for them.
     pub conflicts: Mutex<Option<Arc<Vec<String>>>>,
 }
 
@@ -109,21 +153,27 @@ impl Node {
             id,
             generation,
             kind,
+            is_stray: false,
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
             dead: AtomicBool::new(false),
             unsettled: AtomicBool::new(false),
-            absent: AtomicU8::new(0),
+            moves: AtomicU32::new(0),
+            durable_moves: AtomicU32::new(0),
+            absent: AtomicU32::new(0),
             queued: AtomicBool::new(false),
+            epoch: AtomicU32::new(0),
             link: Mutex::new(link),
             remains: Mutex::new(None),
             file: Mutex::new(None),
             mtime: Mutex::new(None),
-            keys: OnceLock::new(),
-            stream: Mutex::new(None),
-            default_acl: Mutex::new(None),
-            conflicts: Mutex::new(None),
+            directory: (kind == FileType::Directory).then(Box::default),
         }
+    }
+
+    /// Returns a directory's keys, if they are known.
+    pub fn keys(&self) -> Option<&DirectoryKeys> {
+        self.directory.as_ref()?.keys.get()
     }
 
     /// Tells whether its last name is gone.
@@ -131,24 +181,56 @@ impl Node {
         self.dead.load(Ordering::Acquire)
     }
 
-    /// Notes that its last name is gone.
-    pub fn kill(&self) {
-        self.dead.store(true, Ordering::Release);
+    /// Notes that its last name is gone, or about to go; tells whether nothing had said so before.
+    pub fn kill(&self) -> bool {
+        !self.dead.swap(true, Ordering::AcqRel)
+    }
+
+    /// Notes that its last name was to go, and stays.
+    pub fn revive(&self) {
+        self.dead.store(false, Ordering::Release);
+    }
+
+    /// Notes that a name was changed on disk; with the link locked.
+    pub fn moved(&self) {
+        self.moves.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Returns how often names were changed on disk, to be asked before the changes are made durable.
+    pub fn moves(&self) -> u32 {
+        self.moves.load(Ordering::Acquire)
+    }
+
+    /// Tells whether a change of names may not be durable.
+    pub fn move_needs_sync(&self) -> bool {
+        self.moves() != self.durable_moves.load(Ordering::Acquire)
+    }
+
+    /// Notes that so many changes of names are durable.
+    pub fn moves_were_synced(&self, moves: u32) {
+        self.durable_moves.store(moves, Ordering::Release);
     }
 
     /// Tells whether it is known not to have an attribute.
     pub fn lacks(&self, attribute: Absent) -> bool {
-        self.absent.load(Ordering::Acquire) & attribute as u8 != 0
+        self.absent.load(Ordering::Acquire) & attribute as u32 != 0
     }
 
-    /// Notes that it does not have an attribute.
-    pub fn found_without(&self, attribute: Absent) {
-        self.absent.fetch_or(attribute as u8, Ordering::AcqRel);
+    /// Returns what [`found_without`](Self::found_without) has to be told, to be asked before the attribute is looked for.
+    pub fn attributes_set(&self) -> AttributesSet {
+        AttributesSet(self.absent.load(Ordering::Acquire) / ATTRIBUTE_SET)
     }
 
-    /// Notes that it may have an attribute now.
+    /// Notes that it does not have an attribute, unless one was set since.
+    pub fn found_without(&self, attribute: Absent, since: AttributesSet) {
+        let note = |absent| (absent / ATTRIBUTE_SET == since.0).then_some(absent | attribute as u32);
+        let _ = self.absent.fetch_update(Ordering::AcqRel, Ordering::Acquire, note);
+    }
+
+    /// Notes that it may have an attribute now; to be called before it is set and after.
     pub fn may_have(&self, attribute: Absent) {
-        self.absent.fetch_and(!(attribute as u8), Ordering::AcqRel);
+        let note = |absent: u32| Some((absent & !(attribute as u32)).wrapping_add(ATTRIBUTE_SET));
+        let _ = self.absent.fetch_update(Ordering::AcqRel, Ordering::Acquire, note);
     }
 
     /// Tells whether a handle is open.
@@ -169,6 +251,19 @@ impl Node {
         }
     }
 
+    /// Returns the epoch whose key wraps that of the file, as far as it was ever opened here.
+    pub fn epoch(&self) -> Option<Epoch> {
+        let open = self.file.lock().as_ref().and_then(|file| file.epoch());
+        open.or_else(|| Some(Epoch(self.epoch.load(Ordering::Acquire))).filter(|epoch| epoch.0 > 0))
+    }
+
+    /// Notes the epoch of a file that is about to be closed: the kernel may still have what was read from it.
+    pub fn remember_epoch(&self, file: &VaultFile) {
+        if let Some(epoch) = file.epoch() {
+            self.epoch.store(epoch.0, Ordering::Release);
+        }
+    }
+
     /// Counts one more open handle.
     pub fn opened(&self) {
         self.opens.fetch_add(1, Ordering::AcqRel);
@@ -176,14 +271,14 @@ impl Node {
 
     /// Counts one handle less; tells whether it was the last.
     pub fn released(&self) -> bool {
-        self.opens.fetch_sub(1, Ordering::AcqRel) == 1
+        let one_less = |opens: u32| opens.checked_sub(1);
+        self.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less) == Ok(1)
     }
 
-    /// Tells whether this is its name.
-    pub fn is_at(&self, parent: &Node, name: &[u8]) -> bool {
-        let link = self.link.lock();
-        link.as_ref()
-            .is_some_and(|link| link.parent.id == parent.id && *link.name == *name)
+    /// Tells whether it is known by the name that it was known by. Who changes the name on disk holds the lock meanwhile.
+    pub fn is_still_at(&self, link: &Link) -> bool {
+        let now = self.link.lock();
+        now.as_ref().is_some_and(|now| now.is_entry(&link.parent, &link.disk))
     }
 }
 
@@ -191,6 +286,8 @@ impl Node {
 #[derive(Debug)]
 pub struct NodeTable {
     shards: [RwLock<HashMap<u64, Arc<Node>>>; SHARDS],
+    /// How many nodes were removed since memory was last given back.
+    pub removed: AtomicUsize,
 }
 
 /// Returns the node number for a file on disk.
@@ -204,6 +301,7 @@ impl NodeTable {
         let root = Arc::new(Node::new(ROOT, 0, FileType::Directory, None));
         let table = NodeTable {
             shards: std::array::from_fn(|_| RwLock::new(HashMap::new())),
+            removed: AtomicUsize::new(0),
         };
         table.shard(ROOT).write().insert(ROOT, root.clone());
         (table, root)
@@ -219,13 +317,15 @@ impl NodeTable {
         self.shard(id).read().get(&id).cloned()
     }
 
-    /// Returns the node of a file found on disk under a name, and counts a look-up.
+    /// Returns the node of a file found on disk under a name, and counts a look-up. A regular file that is known keeps the name it is known by: whether
+    /// this one is its own too is to be seen.
     pub fn look_up(&self, stat: &Stat, parent: &Arc<Node>, name: &[u8], disk: &str) -> Arc<Node> {
         let link = || Link {
             parent: parent.clone(),
             name: name.into(),
             disk: disk.into(),
             conflict_of: None,
+            other: None,
         };
         let id = node_id(stat.st_ino);
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -241,15 +341,12 @@ impl NodeTable {
                     node.lookups
                         .store(known.lookups.load(Ordering::Acquire), Ordering::Release);
                     entry.insert(Arc::new(node));
-                } else {
+                } else if kind != FileType::RegularFile
                     // Any of several names will do, as long as it is there. Whoever holds the lock knows better.
-                    if let Some(mut current) = known.link.try_lock()
-                        && !current
-                            .as_ref()
-                            .is_some_and(|at| at.parent.id == parent.id && *at.name == *name)
-                    {
-                        *current = Some(link());
-                    }
+                    && let Some(mut current) = known.link.try_lock()
+                    && !current.as_ref().is_some_and(|at| at.is(parent, name))
+                {
+                    *current = Some(link());
                 }
                 entry.get().clone()
             }
@@ -263,9 +360,29 @@ impl NodeTable {
         node
     }
 
-    /// Takes back one look-up that the kernel was not told of.
-    pub fn undo_look_up(&self, id: u64) {
-        self.forget(id, 1);
+    /// Returns the node that stands for names of a file which are not its own, and counts a look-up.
+    pub fn look_up_stray(&self, stat: &Stat, parent: &Arc<Node>, name: &[u8], disk: &str) -> Arc<Node> {
+        let link = Link {
+            parent: parent.clone(),
+            name: name.into(),
+            disk: disk.into(),
+            conflict_of: None,
+            other: None,
+        };
+        // No filesystem counts its inodes from the end.
+        let id = !node_id(stat.st_ino);
+        let mut shard = self.shard(id).write();
+        let node = shard.entry(id).or_insert_with(|| {
+            Arc::new(Node {
+                is_stray: true,
+                ..Node::new(id, 0, FileType::RegularFile, None)
+            })
+        });
+        if let Some(mut current) = node.link.try_lock() {
+            *current = Some(link);
+        }
+        node.lookups.fetch_add(1, Ordering::AcqRel);
+        node.clone()
     }
 
     /// Notes that the kernel forgot `count` look-ups; returns the node if none is left.
@@ -287,17 +404,16 @@ impl NodeTable {
 
     /// Removes a node that neither the kernel knows nor anything here uses; after it the directories above that only it still used.
     pub fn remove_unused(&self, node: Arc<Node>) {
-        let mut next = Some(node);
-        while let Some(node) = next {
+        let mut nodes = vec![node];
+        while let Some(node) = nodes.pop() {
             if !self.remove_one(&node) {
-                return;
+                continue;
             }
-            next = node
-                .link
-                .lock()
-                .take()
-                .map(|link| link.parent)
-                .filter(|parent| parent.is_forgotten());
+            let link = node.link.lock().take();
+            if let Some(Link { parent, other, .. }) = link {
+                let parents = [Some(parent), other.map(|other| other.parent)];
+                nodes.extend(parents.into_iter().flatten().filter(|parent| parent.is_forgotten()));
+            }
         }
     }
 
@@ -314,12 +430,55 @@ impl NodeTable {
         let is_known = shard.get(&node.id).is_some_and(|known| Arc::ptr_eq(known, node));
         if is_known && !is_used {
             shard.remove(&node.id);
+            self.removed.fetch_add(1, Ordering::Relaxed);
+            if shard.capacity() > shard.len() * SPARE_CAPACITY + SPARE_CAPACITY_MIN {
+                let room = shard.len() * 2;
+                shard.shrink_to(room);
+            }
         }
         is_known && !is_used
+    }
+
+    /// Returns the nodes whose file is of an epoch, as far as that was ever opened here.
+    pub fn of_epoch(&self, epoch: Epoch) -> Vec<Arc<Node>> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            // Looked at without the lock: a file that is being opened on a slow disk would hold up others. A directory that is held here could not go.
+            let is_file = |node: &&Arc<Node>| node.kind == FileType::RegularFile;
+            let files: Vec<_> = shard.read().values().filter(is_file).cloned().collect();
+            found.extend(files.into_iter().filter(|node| node.epoch() == Some(epoch)));
+        }
+        found
     }
 
     /// Returns how many nodes there are.
     pub fn count(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_that_is_set_while_it_is_looked_for_is_not_said_to_be_absent() {
+        let node = Node::new(2, 0, FileType::RegularFile, None);
+        let since = node.attributes_set();
+        node.may_have(Absent::AccessAcl);
+        node.found_without(Absent::AccessAcl, since);
+        assert!(!node.lacks(Absent::AccessAcl));
+
+        let since = node.attributes_set();
+        node.found_without(Absent::AccessAcl, since);
+        assert!(node.lacks(Absent::AccessAcl));
+        assert!(!node.lacks(Absent::Capability));
+    }
+
+    #[test]
+    fn a_handle_that_was_never_counted_is_not_given_back() {
+        let node = Node::new(2, 0, FileType::RegularFile, None);
+        assert!(!node.released());
+        assert!(!node.is_open());
     }
 }

@@ -4,7 +4,7 @@
 //! same. The seal itself needs no sync: a seal that never reached the disk was never set.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -13,10 +13,16 @@ use parking_lot::{Condvar, Mutex};
 
 use rustix::fs::{FileType, Timespec};
 
-use super::{Fs, FsResult, node::Node};
+use super::{
+    Fs, FsResult,
+    node::{Link, Node},
+};
 use crate::{
-    backing::Storage,
-    vault::{content::SealTicket, file::VaultFile},
+    backing::process,
+    vault::{
+        content::SealTicket,
+        file::{HeaderCount, VaultFile},
+    },
 };
 
 /// How long a file that no handle has open must have been quiet.
@@ -28,6 +34,9 @@ const QUIET_OPEN: Duration = Duration::from_secs(30);
 /// How often the queue is looked through.
 const ROUND: Duration = Duration::from_secs(1);
 
+/// Memory is given back when the kernel has forgotten more nodes than are left, and at least so many.
+const GIVE_BACK_MIN: usize = 4096;
+
 /// Up to so many files are made durable one by one; more, by one sync of the whole filesystem.
 const SYNC_ONE_BY_ONE_MAX: usize = 4;
 
@@ -36,6 +45,8 @@ const SYNC_ONE_BY_ONE_MAX: usize = 4;
 pub struct SealQueue {
     state: Mutex<QueueState>,
     wake: Condvar,
+    /// Held by who seals.
+    sealing: Mutex<()>,
     /// Files kept waiting at most; beyond it they are sealed although they were changed a moment ago.
     capacity: usize,
 }
@@ -43,6 +54,8 @@ pub struct SealQueue {
 #[derive(Debug, Default)]
 struct QueueState {
     waiting: VecDeque<Waiting>,
+    /// Files whose keys may not be used now; they come back with the keys.
+    parked: Vec<Arc<Node>>,
     stopped: bool,
 }
 
@@ -68,6 +81,9 @@ struct Candidate {
     node: Arc<Node>,
     file: Arc<VaultFile>,
     ticket: SealTicket,
+    /// The headers it had, and how often its names had changed.
+    headers: HeaderCount,
+    moves: u32,
 }
 
 impl SealQueue {
@@ -75,6 +91,7 @@ impl SealQueue {
         SealQueue {
             state: Mutex::default(),
             wake: Condvar::new(),
+            sealing: Mutex::default(),
             capacity: capacity.max(1),
         }
     }
@@ -95,15 +112,44 @@ impl SealQueue {
         }
     }
 
+    /// Puts a file off until its key may be used again, unless it was queued anew meanwhile.
+    fn park(&self, node: Arc<Node>) {
+        if !node.queued.swap(true, Ordering::AcqRel) {
+            self.state.lock().parked.push(node);
+        }
+    }
+
+    /// Queues again what was put off; returns how many files that are.
+    fn unpark(&self) -> usize {
+        self.unpark_those(|_| true)
+    }
+
+    /// Queues again those of what was put off that need it no more.
+    fn unpark_those(&self, may_go: impl Fn(&Arc<Node>) -> bool) -> usize {
+        // Looked at without the lock, as in `take_due`.
+        let parked = std::mem::take(&mut self.state.lock().parked);
+        let (go, stay): (Vec<_>, Vec<_>) = parked.into_iter().partition(may_go);
+        let count = go.len();
+        let mut state = self.state.lock();
+        state.parked.extend(stay);
+        state.waiting.extend(go.into_iter().map(|node| Waiting {
+            node,
+            seen: None,
+            since: Instant::now(),
+        }));
+        count
+    }
+
     /// Takes what is due: all when `everything`, else what has been quiet, and the oldest where there is too much.
     fn take_due(&self, everything: bool) -> Vec<Waiting> {
-        let mut state = self.state.lock();
+        // Looked at without the lock: a file that is being written on a slow disk would hold up all that are pushed meanwhile.
+        let all = std::mem::take(&mut self.state.lock().waiting);
         let now = Instant::now();
-        let excess = state.waiting.len().saturating_sub(self.capacity / 2);
-        let over = state.waiting.len() > self.capacity;
+        let excess = all.len().saturating_sub(self.capacity / 2);
+        let over = all.len() > self.capacity;
         let mut due = Vec::new();
-        let mut rest = VecDeque::with_capacity(state.waiting.len());
-        for (i, mut waiting) in std::mem::take(&mut state.waiting).into_iter().enumerate() {
+        let mut rest = VecDeque::with_capacity(all.len());
+        for (i, mut waiting) in all.into_iter().enumerate() {
             let pending = pending(&waiting.node);
             if pending != waiting.seen {
                 waiting.seen = pending;
@@ -125,6 +171,8 @@ impl SealQueue {
                 rest.push_back(waiting)
             }
         }
+        let mut state = self.state.lock();
+        rest.append(&mut state.waiting);
         state.waiting = rest;
         due
     }
@@ -135,7 +183,7 @@ fn pending(node: &Node) -> Option<Pending> {
     let seal = || {
         // A file being opened is not quiet; who opens it may hold the lock for long.
         let file = node.file.try_lock()?.clone()?;
-        file.content()?.begin_seal().map(Pending::Seal)
+        file.begin_seal().map(Pending::Seal)
     };
     seal().or_else(|| node.unsettled.load(Ordering::Acquire).then_some(Pending::Settle))
 }
@@ -143,34 +191,81 @@ fn pending(node: &Node) -> Option<Pending> {
 impl Fs {
     /// Runs the sealer until [`Fs::stop_sealer`]; for a thread of its own.
     pub fn run_sealer(&self) {
+        let mut failed = false;
         loop {
             {
                 let mut state = self.seal_queue.state.lock();
-                if !state.stopped && state.waiting.len() <= self.seal_queue.capacity {
+                if !state.stopped && (failed || state.waiting.len() <= self.seal_queue.capacity) {
                     self.seal_queue.wake.wait_for(&mut state, ROUND);
                 }
                 if state.stopped {
                     return;
                 }
             }
-            self.seal_due(false);
+            // Those whose key may be used again, also where nobody said so.
+            self.seal_queue.unpark_those(|node| !self.is_refused(node));
+            failed = self.seal_due(false).is_err();
+            self.drop_unused_headers(false);
+            self.write_record_if_due();
+            self.give_back_memory();
         }
     }
 
-    /// Ends [`Fs::run_sealer`].
+    /// Gives memory back after the kernel has forgotten much: what nodes lay in does not return by itself.
+    fn give_back_memory(&self) {
+        let removed = self.nodes.removed.load(Ordering::Relaxed);
+        if removed >= GIVE_BACK_MIN.max(self.nodes.count()) {
+            self.nodes.removed.fetch_sub(removed, Ordering::Relaxed);
+            process::give_back_memory();
+        }
+    }
+
+    /// Ends [`Fs::run_sealer`] and [`Fs::run_journal`].
     pub fn stop_sealer(&self) {
         self.seal_queue.state.lock().stopped = true;
         self.seal_queue.wake.notify_all();
+        if let Some(journal) = &self.journal {
+            journal.stop();
+        }
     }
 
     /// Seals all files that were changed; for the end of a mount, when nothing changes them any more.
     pub fn seal_all(&self) {
-        // A second round for those that a recovery changed in the first.
-        self.seal_due(true);
-        self.seal_due(true);
+        self.drop_unused_headers(true);
+        self.seal_queue.unpark();
+        // A second round for those that a recovery changed in the first. What failed was logged.
+        for _ in 0..2 {
+            let _ = self.seal_due(true);
+        }
+        let left = self.seal_queue.unpark();
+        if left > 0 {
+            log::warn!(
+                "files that stay unsealed until they are opened with their keys, which may not be used now: {left}"
+            );
+        }
+        if let Some(journal) = &self.journal
+            && let Err(error) = journal.finish()
+        {
+            log::error!("the journal stays for the next mount: {error}");
+        }
     }
 
-    fn seal_due(&self, everything: bool) {
+    /// Has files sealed whose keys may be used again.
+    pub fn seal_put_off(&self) {
+        self.seal_queue.unpark();
+    }
+
+    /// Seals all files that were changed and can be sealed now, also those that are being sealed.
+    pub(super) fn seal_now(&self) {
+        if !self.options.read_only {
+            let _ = self.seal_due(true);
+        }
+    }
+
+    /// Seals what is due, or all; an error where nothing could be made durable, which is logged.
+    fn seal_due(&self, everything: bool) -> FsResult<()> {
+        // One at a time: who waits for room waits for what another has begun.
+        let _sealing = self.seal_queue.sealing.lock();
         let mut candidates = Vec::new();
         let mut renamed = Vec::new();
         for waiting in self.seal_queue.take_due(everything) {
@@ -181,52 +276,56 @@ impl Fs {
                 self.nodes.remove_unused(waiting.node);
                 continue;
             }
+            if self.is_refused(&waiting.node) {
+                self.seal_queue.park(waiting.node);
+                continue;
+            }
+            let moves = waiting.node.moves();
             if waiting.node.unsettled.load(Ordering::Acquire) {
-                renamed.push(waiting.node.clone());
+                renamed.push((waiting.node.clone(), moves));
             }
             let Some(file) = waiting.node.file.lock().clone() else {
+                self.keep_unused(waiting.node);
                 continue;
             };
-            let Some(ticket) = file.content().and_then(|content| content.begin_seal()) else {
-                if waiting.node.is_forgotten() && !waiting.node.unsettled.load(Ordering::Acquire) {
-                    drop(file);
-                    self.let_go(&waiting.node);
-                    self.nodes.remove_unused(waiting.node);
-                }
+            let Some(ticket) = file.begin_seal() else {
+                self.keep_unused(waiting.node);
                 continue;
             };
             candidates.push(Candidate {
                 node: waiting.node,
+                moves,
+                headers: file.headers(),
                 file,
                 ticket,
             });
         }
         if candidates.is_empty() && renamed.is_empty() {
-            return;
+            return Ok(());
         }
         if let Err(error) = self.make_durable(&candidates, &renamed) {
             log::warn!("sealing put off: the backing filesystem does not sync: {error}");
-            for node in candidates.iter().map(|candidate| &candidate.node).chain(&renamed) {
+            let renamed = renamed.iter().map(|(node, _)| node);
+            for node in candidates.iter().map(|candidate| &candidate.node).chain(renamed) {
                 self.seal_queue.push(node);
             }
-            return;
+            return Err(error);
         }
         for candidate in candidates {
             self.seal(candidate);
         }
-        for node in renamed {
-            if let Err(error) = self.settle(&node) {
+        for (node, moves) in renamed {
+            if let Err(error) = self.settle(&node, moves) {
                 log::warn!("{:?} still admits its old name: {error}", self.disk_path(&node));
             }
-            if node.is_forgotten() {
-                self.let_go(&node);
-                self.nodes.remove_unused(node);
-            }
+            self.keep_unused(node);
         }
+        Ok(())
     }
 
     /// Has the sealer look at a file or directory that was renamed.
     pub(super) fn note_rename(&self, node: &Arc<Node>) {
+        self.record_rename(node);
         let admits_two = node.kind == FileType::Directory
             || node
                 .file
@@ -240,16 +339,24 @@ impl Fs {
         }
     }
 
-    /// Ends the rename of a node, which is durable now.
-    fn settle(&self, node: &Arc<Node>) -> FsResult<()> {
+    /// Ends the rename of a node, which is durable now, unless another came after it.
+    fn settle(&self, node: &Arc<Node>, moves: u32) -> FsResult<()> {
         let link = node.link.lock();
-        let Some(at) = link.as_ref().filter(|_| !node.is_dead()) else {
+        if node.moves() != moves {
+            self.seal_queue.push(node);
             return Ok(());
-        };
+        }
+        let at = link.as_ref().filter(|_| !node.is_dead());
+        let settled = at.map_or(Ok(()), |at| self.settle_at(node, at));
+        // Also where it failed: it is tried again with the next rename only. Last, since until then nobody closes the file.
         node.unsettled.store(false, Ordering::Release);
+        settled
+    }
+
+    fn settle_at(&self, node: &Arc<Node>, at: &Link) -> FsResult<()> {
         let parent = self.keys(&at.parent)?.id;
         let in_vault = |error| self.at(&at.parent, &at.disk)(error);
-        if let Some(keys) = node.keys.get() {
+        if let Some(keys) = node.keys() {
             let dir = self.dir(&at.parent)?.open_dir(&at.disk)?;
             return self
                 .vault
@@ -259,7 +366,7 @@ impl Fs {
         let Some(file) = node.file.lock().clone() else {
             return Ok(());
         };
-        match file.content() {
+        match file.usable_content().map_err(in_vault)? {
             Some(content) => content
                 .settle(|key| key.place(parent, &at.name))
                 .map_err(|error| in_vault(error.into())),
@@ -267,37 +374,99 @@ impl Fs {
         }
     }
 
-    fn make_durable(&self, candidates: &[Candidate], renamed: &[Arc<Node>]) -> FsResult<()> {
-        if candidates.len() + renamed.len() > SYNC_ONE_BY_ONE_MAX {
-            self.root_dir.sync_filesystem()?;
-            for candidate in candidates {
-                candidate.file.header_was_synced();
-            }
-            return Ok(());
+    fn make_durable(&self, candidates: &[Candidate], renamed: &[(Arc<Node>, u32)]) -> FsResult<()> {
+        if let Some(journal) = &self.journal {
+            // A seal speaks of what is in the data file.
+            journal.commit()?;
+        }
+        let at_once = self.syncs_at_once && candidates.len() + renamed.len() > SYNC_ONE_BY_ONE_MAX;
+        // Where the whole does not sync, each file says whether it is the one.
+        if !at_once || self.root_dir.sync_filesystem().is_err() {
+            return self.make_durable_one_by_one(candidates, renamed);
         }
         for candidate in candidates {
-            self.sync_header(&candidate.node, &candidate.file)?;
-            candidate.file.backing().sync_data()?;
-        }
-        for node in renamed {
-            let parent = node.link.lock().as_ref().map(|link| link.parent.clone());
-            if let Some(parent) = parent {
-                self.dir(&parent)?.sync()?;
-            }
+            candidate.file.headers_were_synced(candidate.headers);
+            candidate.node.moves_were_synced(candidate.moves);
         }
         Ok(())
     }
 
+    fn make_durable_one_by_one(&self, candidates: &[Candidate], renamed: &[(Arc<Node>, u32)]) -> FsResult<()> {
+        // Once each, however many of the files lie in it.
+        let mut directories = BTreeMap::new();
+        let (mut with_headers, mut moved) = (Vec::new(), Vec::new());
+        for candidate in candidates {
+            if candidate.file.header_needs_sync()
+                && let (Some(at), Some(id)) = (&*candidate.node.link.lock(), candidate.file.id())
+            {
+                let dir = self.dir(&at.parent)?;
+                candidate.file.sync_header(&dir, id)?;
+                directories.insert(at.parent.id, dir);
+                with_headers.push(candidate);
+            }
+            // A seal says by which name there is a file, and that must not be on disk before the name is: a file that has lost or changed one is synced with
+            // its attributes, and the names with them (ext4, XFS, Btrfs).
+            let has_moved = candidate.node.move_needs_sync();
+            candidate.file.sync_unasked(has_moved)?;
+            if has_moved {
+                moved.push(candidate);
+            }
+        }
+        let moved_nodes = moved.iter().map(|candidate| &candidate.node);
+        for node in renamed.iter().map(|(node, _)| node).chain(moved_nodes) {
+            let parent = node.link.lock().as_ref().map(|link| link.parent.clone());
+            if let Some(parent) = parent {
+                directories.insert(parent.id, self.dir(&parent)?);
+            }
+        }
+        for dir in directories.values() {
+            dir.sync()?;
+        }
+        for candidate in with_headers {
+            candidate.file.headers_were_synced(candidate.headers);
+        }
+        for candidate in moved {
+            candidate.node.moves_were_synced(candidate.moves);
+        }
+        Ok(())
+    }
+
+    /// Tells whether a file has one name, and that is it: another one may be going just now, and be this one.
+    fn is_only_name(&self, node: &Node, at: &Link, file: &VaultFile) -> FsResult<bool> {
+        Ok(file.backing().stat()?.st_nlink == 1 && self.is_there(node, at)?)
+    }
+
     fn seal(&self, candidate: Candidate) {
-        let Candidate { node, file, ticket } = candidate;
-        let Some(content) = file.content() else { return };
+        let Candidate {
+            node,
+            file,
+            ticket,
+            moves,
+            ..
+        } = candidate;
+        let Ok(Some(content)) = file.usable_content() else {
+            self.seal_queue.park(node);
+            return;
+        };
         // Held until the seal is set: a rename must not change the place between.
         let link = node.link.lock();
         let Some(at) = link.as_ref().filter(|_| !node.is_dead()) else {
             return;
         };
+        if node.moves() != moves {
+            // Its name on disk is another by now, which may not be durable.
+            self.seal_queue.push(&node);
+            return;
+        }
+        if file.header_needs_sync() {
+            // It went to another directory meanwhile, and what is sealed must open after a crash.
+            self.seal_queue.push(&node);
+            return;
+        }
         let sealed = (|| -> FsResult<bool> {
-            let several_names = file.backing().stat()?.st_nlink != 1;
+            // Anyone can link it to a name more; on another machine hushfs can.
+            let may_have_several = content.may_have_several_names() || self.options.shared;
+            let several_names = may_have_several && !self.is_only_name(&node, at, &file)?;
             let at = self.found_at(at)?;
             // Without the writeback cache the backing file's time is right.
             let mtime = node.mtime.lock().filter(|_| !self.options.shared);
@@ -312,14 +481,22 @@ impl Fs {
                 .map_err(|error| self.at(&self.root, "")(error.into()))
         })();
         match sealed {
-            Ok(true) => {}
+            Ok(true) => {
+                if let Ok(found) = self.found_at(at) {
+                    self.record_seal(&file, at, found);
+                }
+            }
             // Changed meanwhile, or repaired just now: again later.
             Ok(false) => self.seal_queue.push(&node),
-            Err(error) => log::warn!("{:?} stays unsealed: {error}", at.disk),
+            Err(error) => {
+                log::warn!("{:?} stays unsealed: {error}", at.disk);
+                // What fails now may not fail later; what is damaged stays so.
+                if !error.is_damage() {
+                    self.seal_queue.push(&node);
+                }
+            }
         }
         drop(link);
-        if !node.is_open() {
-            self.keep_idle(&node);
-        }
+        self.keep_unused(node);
     }
 }

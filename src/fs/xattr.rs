@@ -77,14 +77,20 @@ impl Carrier {
     fn set(&self, attribute: &str, value: &[u8], flags: XattrFlags) -> io::Result<()> {
         match self {
             Carrier::Entry(dir, entry) => dir.set_xattr(entry, attribute, value, flags),
-            Carrier::File(file) => file.backing().set_xattr(attribute, value, flags),
+            Carrier::File(file) => {
+                file.attributes_were_changed();
+                file.backing().set_xattr(attribute, value, flags)
+            }
         }
     }
 
     fn remove(&self, attribute: &str) -> io::Result<()> {
         match self {
             Carrier::Entry(dir, entry) => dir.remove_xattr(entry, attribute),
-            Carrier::File(file) => file.backing().remove_xattr(attribute),
+            Carrier::File(file) => {
+                file.attributes_were_changed();
+                file.backing().remove_xattr(attribute)
+            }
         }
     }
 
@@ -102,15 +108,30 @@ fn is_plain(node: &Node) -> bool {
 }
 
 impl Fs {
+    /// For changes: the kernel lets nobody rename meanwhile.
     fn carrier(&self, node: &Arc<Node>) -> FsResult<Carrier> {
+        match self.open_carrier(node)? {
+            Some(carrier) => Ok(carrier),
+            None => {
+                let link = node.link.lock().clone().ok_or(FsError::Stale)?;
+                Ok(Carrier::Entry(self.dir(&link.parent)?, link.disk))
+            }
+        }
+    }
+
+    /// For looking only.
+    fn with_carrier<T>(&self, node: &Arc<Node>, look: impl Fn(&Carrier) -> FsResult<T>) -> FsResult<T> {
+        match self.open_carrier(node)? {
+            Some(carrier) => look(&carrier),
+            None => self.at_entry(node, |dir, entry| look(&Carrier::Entry(dir.clone(), entry.into()))),
+        }
+    }
+
+    fn open_carrier(&self, node: &Arc<Node>) -> FsResult<Option<Carrier>> {
         if node.kind == FileType::Directory {
-            return Ok(Carrier::Entry(self.dir(node)?, ".".into()));
+            return Ok(Some(Carrier::Entry(self.dir(node)?, ".".into())));
         }
-        if let Some(file) = &*node.file.lock() {
-            return Ok(Carrier::File(file.clone()));
-        }
-        let (dir, entry) = self.entry_of(node)?;
-        Ok(Carrier::Entry(dir, entry))
+        Ok(node.file.lock().clone().map(Carrier::File))
     }
 
     fn disk_name(&self, name: &[u8], plain_file: bool) -> FsResult<(XattrHash, String)> {
@@ -142,13 +163,12 @@ impl Fs {
             return Err(FsError::NoAttribute);
         }
         let (hash, disk_name) = self.disk_name(name, is_plain(node))?;
+        let since = node.attributes_set();
         let sealed = self
-            .carrier(node)?
-            .get(&disk_name)
-            .map_err(no_attribute)
+            .with_carrier(node, |carrier| carrier.get(&disk_name).map_err(no_attribute))
             .inspect_err(|error| {
                 if let (Some(absent), FsError::NoAttribute, false) = (absent, error, self.options.shared) {
-                    node.found_without(absent);
+                    node.found_without(absent, since);
                 }
             })?;
         let (_, value) = self.open_xattr(node, hash, &sealed)?;
@@ -186,9 +206,12 @@ impl Fs {
             FormatError::OutOfRange(_) => FsError::Io(io::Error::from_raw_os_error(libc::ERANGE)),
             _ => FsError::Invalid,
         })?;
-        if let Some(absent) = Absent::from_name(name) {
-            node.may_have(absent);
-        }
+        let note = || {
+            if let Some(absent) = Absent::from_name(name) {
+                node.may_have(absent);
+            }
+        };
+        note();
         let carrier = self.carrier(node)?;
         let names = carrier.list()?;
         let len: usize = names.iter().map(|name| name.len() + 1).sum();
@@ -197,7 +220,9 @@ impl Fs {
             // One more and they could not be listed at all.
             return Err(FsError::Io(io::Error::from_raw_os_error(libc::ENOSPC)));
         }
-        carrier.set(&disk_name, &sealed, flags).map_err(no_attribute)
+        let set = carrier.set(&disk_name, &sealed, flags);
+        note();
+        set.map_err(no_attribute)
     }
 
     /// Sets the list that governs access, and the permissions that it shows as.
@@ -223,10 +248,10 @@ impl Fs {
 
     fn set_default_acl(&self, node: &Arc<Node>, value: &[u8]) -> FsResult<()> {
         let list = Acl::decode(value).ok_or(FsError::Invalid)?;
-        if node.kind != FileType::Directory {
+        let Some(state) = &node.directory else {
             return Err(FsError::Io(io::Error::from_raw_os_error(libc::EACCES)));
-        }
-        let mut cached = node.default_acl.lock();
+        };
+        let mut cached = state.default_acl.lock();
         *cached = None;
         self.store_xattr(node, acl::DEFAULT, value, XattrFlags::empty())?;
         *cached = Some(Some(Arc::new(list)));
@@ -256,10 +281,10 @@ impl Fs {
 
     /// Returns the list that what is made in a directory inherits.
     pub(super) fn default_acl(&self, directory: &Arc<Node>) -> FsResult<Option<Arc<Acl>>> {
-        if !self.options.acl {
+        let Some(state) = directory.directory.as_ref().filter(|_| self.options.acl) else {
             return Ok(None);
-        }
-        let mut cached = directory.default_acl.lock();
+        };
+        let mut cached = state.default_acl.lock();
         if let Some(known) = &*cached
             && !self.options.shared
         {
@@ -325,22 +350,27 @@ impl Fs {
     /// What llistxattr(2) gives.
     pub fn list_xattrs(&self, id: u64, caller_is_root: bool) -> FsResult<Vec<u8>> {
         let node = self.node(id)?;
-        let carrier = self.carrier(&node)?;
-        let mut names = Vec::new();
-        for disk_name in carrier.list()? {
-            let Some(hash) = XattrHash::from_disk_name(&disk_name) else {
-                continue;
-            };
-            let sealed = carrier.get(&hash.disk_name(is_plain(&node)))?;
-            let (name, _) = self.open_xattr(&node, hash, &sealed)?;
-            // As the kernel does: attributes of the administrator show to the administrator only, and lists where they count.
-            let hidden = (!caller_is_root && name.starts_with(b"trusted.")) || (is_acl(&name) && !self.options.acl);
-            if !hidden {
-                names.extend_from_slice(&name);
-                names.push(0);
+        self.with_carrier(&node, |carrier| {
+            let mut names = Vec::new();
+            for disk_name in carrier.list()? {
+                let Some(hash) = XattrHash::from_disk_name(&disk_name) else {
+                    continue;
+                };
+                let sealed = match carrier.get(&hash.disk_name(is_plain(&node))) {
+                    // Removed since it was listed.
+                    Err(error) if error.raw_os_error() == Some(libc::ENODATA) => continue,
+                    sealed => sealed?,
+                };
+                let (name, _) = self.open_xattr(&node, hash, &sealed)?;
+                // As the kernel does: attributes of the administrator show to the administrator only, and lists where they count.
+                let hidden = (!caller_is_root && name.starts_with(b"trusted.")) || (is_acl(&name) && !self.options.acl);
+                if !hidden {
+                    names.extend_from_slice(&name);
+                    names.push(0);
+                }
             }
-        }
-        Ok(names)
+            Ok(names)
+        })
     }
 
     /// Removes an attribute.
@@ -360,8 +390,8 @@ impl Fs {
 
     fn drop_xattr(&self, node: &Arc<Node>, name: &[u8]) -> FsResult<()> {
         let (_, disk_name) = self.disk_name(name, is_plain(node))?;
-        if name == acl::DEFAULT {
-            *node.default_acl.lock() = None;
+        if let Some(state) = node.directory.as_ref().filter(|_| name == acl::DEFAULT) {
+            *state.default_acl.lock() = None;
         }
         self.carrier(node)?.remove(&disk_name).map_err(no_attribute)
     }

@@ -18,9 +18,10 @@ use fuser::{
 use rustix::fs::FileType as Kind;
 
 use super::{
+    asks::Asks,
     kernel::{self, Wanted},
     pool::Pool,
-    request::{Answer, Asked, Operation, Reply},
+    request::{Answer, Asked, KeptAsked, Operation, Reply, Waiting},
     server::Server,
 };
 use crate::fs::{Attr, Caller, Listed, ListedPlus, NameIn, SetAttr, SetTime, Time};
@@ -30,6 +31,8 @@ pub struct Adapter {
     server: Arc<Server>,
     /// For what waits on the disk.
     slow: Arc<Pool>,
+    /// For what waits for who has a key.
+    asks: Asks,
     wanted: Wanted,
 }
 
@@ -58,8 +61,13 @@ struct ToFuser {
 
 impl Adapter {
     /// Makes an adapter.
-    pub fn new(server: Arc<Server>, slow: Arc<Pool>, wanted: Wanted) -> Self {
-        Adapter { server, slow, wanted }
+    pub fn new(server: Arc<Server>, slow: Arc<Pool>, asks: Asks, wanted: Wanted) -> Self {
+        Adapter {
+            server,
+            slow,
+            asks,
+            wanted,
+        }
     }
 
     fn serve(&self, request: &Request, ino: INodeNo, operation: Operation<'_>, slot: Slot) {
@@ -67,17 +75,24 @@ impl Adapter {
     }
 
     fn serve_masked(&self, request: &Request, ino: INodeNo, umask: u32, operation: Operation<'_>, slot: Slot) {
-        self.server
-            .serve(&asked(request, ino, umask, operation), self.reply(slot));
+        let asked = asked(request, ino, umask, operation);
+        if let Err(waiting) = self.server.serve(&asked, self.reply(slot)) {
+            serve_later(self.server.clone(), self.asks.clone(), KeptAsked::new(&asked), waiting);
+        }
     }
 
     /// Leaves a request to the pool if it is slow.
     fn serve_slow(&self, request: &Request, ino: INodeNo, operation: Operation<'static>, slot: Slot) {
-        if !operation.is_slow() {
+        if !self.server.may_wait(&operation) {
             return self.serve(request, ino, operation, slot);
         }
-        let (server, asked, reply) = (self.server.clone(), asked(request, ino, 0, operation), self.reply(slot));
-        self.slow.run(move || server.serve(&asked, reply));
+        let (server, asks) = (self.server.clone(), self.asks.clone());
+        let (asked, reply) = (asked(request, ino, 0, operation), self.reply(slot));
+        self.slow.run(move || {
+            if let Err(waiting) = server.serve(&asked, reply) {
+                serve_later(server, asks, KeptAsked::new(&asked), waiting);
+            }
+        });
     }
 
     fn reply(&self, slot: Slot) -> ToFuser {
@@ -91,6 +106,22 @@ impl Adapter {
             },
         }
     }
+}
+
+/// Has a key asked for that a request needs, and then the request served again.
+fn serve_later(server: Arc<Server>, asks: Asks, kept: KeptAsked, Waiting { ask, reply }: Waiting<ToFuser>) {
+    let line = asks.clone();
+    line.run(ask.key(), move || {
+        let asked = kept.asked();
+        match server.ask(&asked, &ask) {
+            Err(error) => server.refuse(&asked, error, reply),
+            Ok(()) => {
+                if let Err(waiting) = server.serve(&asked, reply) {
+                    serve_later(server, asks, kept, waiting);
+                }
+            }
+        }
+    });
 }
 
 fn asked<'r>(request: &Request, ino: INodeNo, umask: u32, operation: Operation<'r>) -> Asked<'r> {

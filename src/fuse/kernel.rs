@@ -99,12 +99,13 @@ pub fn negotiate(config: &mut KernelConfig, how: &Wanted) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the session's threads.
-pub fn session_config(options: &MountOptions) -> fuser::Config {
+/// Returns the session's threads; with rings, /dev/fuse brings little more than FORGET, of which one thread gets many at a time.
+pub fn session_config(options: &MountOptions, uring: bool) -> fuser::Config {
     let processors = thread::available_parallelism().map_or(2, usize::from);
     let mut config = fuser::Config::default();
     // One more than can run, for the one that waits on the disk.
-    config.n_threads = Some(options.threads.unwrap_or((processors + 1).clamp(2, 16)));
+    let best = if uring { 1 } else { (processors + 1).clamp(2, 16) };
+    config.n_threads = Some(options.threads.unwrap_or(best));
     config.clone_fd = true;
     config
 }

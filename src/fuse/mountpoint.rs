@@ -19,6 +19,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     mount::{MountFlags, UnmountFlags},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
 };
@@ -91,6 +92,13 @@ impl Mountpoint {
         self.device.try_clone().map_err(MountError::Session)
     }
 
+    /// Tells whether it has been unmounted: the kernel has ended the connection (`fuse_dev_poll` in fs/fuse/dev.c).
+    pub fn is_gone(&self) -> bool {
+        let mut device = [PollFd::new(&self.device, PollFlags::IN)];
+        let polled = poll(&mut device, Some(&Timespec::default()));
+        polled.is_ok() && device[0].revents().contains(PollFlags::ERR)
+    }
+
     /// Unmounts what could not be served.
     pub fn unmount_now(&self) {
         if let Err(error) = unmount(&self.path, true) {
@@ -99,7 +107,7 @@ impl Mountpoint {
     }
 }
 
-fn unusable(path: &Path, source: io::Error) -> MountError {
+pub(super) fn unusable(path: &Path, source: io::Error) -> MountError {
     MountError::MountpointUnusable {
         path: path.to_owned(),
         source,

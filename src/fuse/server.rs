@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -12,10 +12,21 @@ use std::{
 use fuser::{INodeNo, Notifier};
 
 use super::{
+    awake::Wakefulness,
     kernel,
-    request::{Answer, Asked, Operation, Reply},
+    records::FileRecords,
+    request::{Answer, Asked, NowOrLater, Operation, Reply, Waiting},
 };
-use crate::fs::{Allocate, Caller, Found, Fs, FsError, FsResult, Leftovers, NameIn};
+use crate::{
+    fs::{Allocate, Caller, Found, Fs, FsError, FsResult, Leftovers, NameIn},
+    vault::{home::FileUse, own_keys::Ask},
+};
+
+/// A sync that takes no longer than this is done by the thread that has the request: to hand it over would take as long.
+const QUICK_SYNC: Duration = Duration::from_micros(50);
+
+/// So many in a row, and the next is thought to be quick too.
+const QUICK_SYNCS: u32 = 16;
 
 thread_local! {
     /// Plaintext of the read at hand, reused from request to request.
@@ -31,17 +42,25 @@ pub struct Server {
     /// Milliseconds after `started` at which the last request came.
     last_used: AtomicU64,
     notifier: OnceLock<Notifier>,
+    awake: OnceLock<Wakefulness>,
+    /// Where it goes who opens which file, if anywhere.
+    records: Option<Arc<FileRecords>>,
+    /// How many of the last syncs in a row were quick.
+    quick_syncs: AtomicU32,
 }
 
 impl Server {
     /// Makes a server.
-    pub fn new(fs: Arc<Fs>) -> Self {
+    pub fn new(fs: Arc<Fs>, records: Option<Arc<FileRecords>>) -> Self {
         Server {
             time_to_live: kernel::time_to_live(fs.options().shared),
             fs,
             started: Instant::now(),
             last_used: AtomicU64::new(0),
             notifier: OnceLock::new(),
+            awake: OnceLock::new(),
+            records,
+            quick_syncs: AtomicU32::new(0),
         }
     }
 
@@ -65,13 +84,45 @@ impl Server {
         self.notifier.get_or_init(|| notifier);
     }
 
+    /// Keeps processors awake while requests come fast.
+    pub fn set_awake(&self, awake: Wakefulness) {
+        self.awake.get_or_init(|| awake);
+    }
+
     /// Returns how long ago the last request came.
     pub fn idle_for(&self) -> Duration {
         let last = Duration::from_millis(self.last_used.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(last)
     }
 
+    /// Tells whether a request may wait on the disk for long, so that a thread that takes the kernel's requests should not serve it.
+    ///
+    /// Syncs are thought to take as long as those before them: on memory, and on disks with a cache that survives, they are quick.
+    pub fn may_wait(&self, operation: &Operation<'_>) -> bool {
+        match operation {
+            Operation::Sync { .. } | Operation::SyncDirectory => self.quick_syncs.load(Ordering::Relaxed) < QUICK_SYNCS,
+            operation => operation.is_slow(),
+        }
+    }
+
+    fn timed_sync(&self, sync: impl FnOnce() -> FsResult<()>) -> FsResult<()> {
+        let start = Instant::now();
+        let result = sync();
+        if start.elapsed() > QUICK_SYNC {
+            self.quick_syncs.store(0, Ordering::Relaxed);
+        } else if self.quick_syncs.load(Ordering::Relaxed) < QUICK_SYNCS {
+            self.quick_syncs.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
     fn note_use(&self, operation: &Operation<'_>) {
+        // Much data keeps processors busy by itself.
+        if let Some(awake) = self.awake.get()
+            && !operation.is_bulk()
+        {
+            awake.note_request();
+        }
         let is_use = !matches!(
             operation,
             Operation::StatFilesystem | Operation::Flush | Operation::Release | Operation::OpenDirectory
@@ -82,8 +133,61 @@ impl Server {
         }
     }
 
-    /// Serves a request. Work that nobody waits for comes after the answer.
-    pub fn serve<R: Reply>(&self, asked: &Asked<'_>, mut reply: R) {
+    /// Serves a request. Where who has a key is to be asked first, which may take long, it is given back: to be served again after
+    /// [`ask`](Self::ask), on a thread that nothing else needs.
+    ///
+    /// # Errors
+    ///
+    /// What is to be asked.
+    pub fn serve<R: Reply>(&self, asked: &Asked<'_>, reply: R) -> Result<(), Waiting<R>> {
+        if !self.fs.defers() {
+            self.answer(asked, reply);
+            return Ok(());
+        }
+        let mut waiting = None;
+        let now_or_later = NowOrLater {
+            reply,
+            waiting: &mut waiting,
+        };
+        self.answer(asked, now_or_later);
+        waiting.map_or(Ok(()), Err)
+    }
+
+    /// Asks for the key that a request needs.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none: for [`refuse`](Self::refuse).
+    pub fn ask(&self, asked: &Asked<'_>, ask: &Ask) -> FsResult<()> {
+        let answer = self.fs.ask(ask);
+        // What others read of the file when it was opened before is not to be read any more.
+        if answer.is_err()
+            && matches!(asked.operation, Operation::Open { .. })
+            && let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(asked.ino), 0, 0)
+        {
+            log::debug!("pages of inode {} stay in the kernel: {error}", asked.ino);
+        }
+        answer
+    }
+
+    /// Answers a request whose key was refused.
+    pub fn refuse(&self, asked: &Asked<'_>, error: FsError, reply: impl Reply) {
+        log::warn!("request {} ({}): {error}", asked.unique, asked.operation.name());
+        let answer = failed(asked, &error);
+        let result: FsResult<()> = Err(error);
+        match asked.operation {
+            Operation::Open { flags } => self.note_open(asked.caller, &result, || self.opened_file(asked.ino, flags)),
+            Operation::Create { name, .. } => {
+                self.note_open(asked.caller, &result, || self.created_file(asked.ino, name))
+            }
+            _ => {}
+        }
+        reply.send(answer);
+    }
+
+    /// Answers a request. Work that nobody waits for comes after the answer.
+    fn answer<R: Reply>(&self, asked: &Asked<'_>, mut reply: R) {
         self.note_use(&asked.operation);
         let (fs, ino, caller) = (&*self.fs, asked.ino, asked.caller);
         let at = |name| NameIn { parent: ino, name };
@@ -109,16 +213,21 @@ impl Server {
             }
             Operation::Link { to } => entry(asked, fs.link(ino, *to), reply),
             Operation::Open { flags } => {
-                let for_writing = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
-                match fs.open(ino, for_writing) {
+                let result = fs.open(ino, is_for_writing(*flags));
+                self.note_open(asked.caller, &result, || self.opened_file(ino, *flags));
+                match result {
                     Ok(()) => reply.send(Answer::Opened),
                     Err(error) => reply.send(failed(asked, &error)),
                 }
             }
-            Operation::Create { name, mode } => match fs.create(at(name), *mode, caller) {
-                Ok(found) => reply.send(Answer::Created(&found)),
-                Err(error) => reply.send(failed(asked, &error)),
-            },
+            Operation::Create { name, mode } => {
+                let result = fs.create(at(name), *mode, caller);
+                self.note_open(asked.caller, &result, || self.created_file(ino, name));
+                match result {
+                    Ok(found) => reply.send(Answer::Created(&found)),
+                    Err(error) => reply.send(failed(asked, &error)),
+                }
+            }
             Operation::Read { offset, len } => {
                 if let Some(room) = reply.room() {
                     return match fs.read_into(ino, *offset, *len, room) {
@@ -151,7 +260,9 @@ impl Server {
                 reply.send(Answer::Done);
                 fs.release(ino);
             }
-            Operation::Sync { data_only } => done(asked, fs.sync_file(ino, *data_only), reply),
+            Operation::Sync { data_only } => {
+                done(asked, self.timed_sync(|| fs.sync_file(ino, *data_only)), reply);
+            }
             Operation::OpenDirectory if fs.options().shared => reply.send(Answer::Opened),
             // Listings need no handle: the kernel does not ask again, and keeps what it has read.
             Operation::OpenDirectory => reply.send(Answer::Failed(libc::ENOSYS)),
@@ -163,7 +274,7 @@ impl Server {
                 let result = fs.list_plus(ino, *offset, |entry| reply.add_plus(entry));
                 done(asked, result, reply);
             }
-            Operation::SyncDirectory => done(asked, fs.sync_directory(ino), reply),
+            Operation::SyncDirectory => done(asked, self.timed_sync(|| fs.sync_directory(ino)), reply),
             Operation::StatFilesystem => match fs.stat_filesystem() {
                 Ok(stat) => reply.send(Answer::Filesystem(&stat)),
                 Err(error) => reply.send(failed(asked, &error)),
@@ -201,6 +312,41 @@ impl Server {
             }
             // None is known here, as on files of filesystems that have no ioctls of their own.
             Operation::Ioctl => reply.send(Answer::Failed(libc::ENOTTY)),
+        }
+    }
+
+    fn opened_file(&self, ino: u64, flags: i32) -> FileUse {
+        FileUse {
+            for_writing: is_for_writing(flags),
+            ..FileUse::of(self.fs.plain_path(ino))
+        }
+    }
+
+    fn created_file(&self, parent: u64, name: &[u8]) -> FileUse {
+        let name = String::from_utf8_lossy(name);
+        let path = match self.fs.plain_path(parent) {
+            parent if parent.is_empty() => name.into_owned(),
+            parent => format!("{parent}/{name}"),
+        };
+        let (is_new, for_writing) = (true, true);
+        FileUse {
+            is_new,
+            for_writing,
+            ..FileUse::of(path)
+        }
+    }
+
+    /// Has it recorded that a file was opened, or was not, if that is wanted; not before it is known.
+    fn note_open<T>(&self, caller: Caller, result: &FsResult<T>, file: impl FnOnce() -> FileUse) {
+        let is_known = result.as_ref().err().is_none_or(|error| error.key_needed().is_none());
+        if is_known && let Some(records) = &self.records {
+            records.note(FileUse {
+                uid: caller.uid,
+                gid: caller.gid,
+                pid: caller.pid,
+                errno: result.as_ref().err().map(FsError::errno),
+                ..file()
+            });
         }
     }
 
@@ -244,10 +390,17 @@ impl Server {
     }
 }
 
+fn is_for_writing(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}
+
 /// Logs what is worth it, once, here at the edge, and returns what applications see.
 fn failed(asked: &Asked<'_>, error: &FsError) -> Answer<'static> {
+    if let Some(ask) = error.key_needed() {
+        return Answer::Later(ask.clone());
+    }
     let (unique, operation) = (asked.unique, asked.operation.name());
-    if error.is_damage() {
+    if error.is_news() {
         log::error!("request {unique} ({operation}): {error}");
     } else {
         log::debug!("request {unique} ({operation}): {error}");

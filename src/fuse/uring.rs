@@ -1,38 +1,42 @@
 //! The fast transport: FUSE over io_uring (Documentation/filesystems/fuse/fuse-io-uring.rst, fs/fuse/dev_uring.c; Linux 6.14).
 //!
 //! The kernel has a queue for each processor, and puts a request into the queue of the processor it is made on. A thread on that processor takes it:
-//! so who asks and who answers take turns on one processor, where with /dev/fuse one processor wakes the other up. What would hold a queue for long,
-//! waiting for the disk or sealing much data, goes to threads of a pool, and comes back to the queue's thread when it is done.
+//! so who asks and who answers take turns on one processor, where with /dev/fuse one processor wakes the other up.
+//!
+//! Sealing or opening much data would hold a queue for long: that goes to a few workers, with rings of their own. What waits for the disk goes to a pool.
 //!
 //! /dev/fuse stays open beside the rings: INIT, FORGET and what the kernel asks before all queues are there come through it.
 
 mod abi;
 mod entry;
+mod port;
+mod queue;
 mod wire;
+mod worker;
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use parking_lot::Mutex;
-use rustix::{
-    event::{EventfdFlags, eventfd},
-    thread::{CpuSet, sched_setaffinity},
-};
-use zerocopy::IntoBytes;
+use io_uring::{IoUring, opcode, register::Restriction};
 
 use self::{
-    abi::RingCommand,
     entry::Entry,
+    port::{Entries, Mailbox, Place, Port, Ring},
+    queue::Queue,
     wire::{Writer, decode},
+    worker::{Jobs, Worker},
 };
-use super::{kernel, pool::Pool, server::Server};
+use super::{asks::Asks, kernel, pool::Pool, request::Asked, server::Server};
+use crate::{sandbox::Sandbox, vault::own_keys::Ask};
 
 /// Requests under way in a queue, of which the kernel keeps the others back: so many where there are few processors.
 const DEPTH_MAX: usize = 8;
@@ -40,34 +44,36 @@ const DEPTH_MAX: usize = 8;
 /// So many for all queues together, but two for each at least.
 const DEPTH_TOTAL: usize = 256;
 
-/// Reads and writes of more bytes than this go to the pool.
-const INLINE_MAX: usize = 32 << 10;
-
 /// The longest answer that is not put into the payload at once.
 const SMALL_ANSWER_MAX: usize = 256;
 
-/// The kernel refuses registrations until it has seen the answer to INIT, which was sent just before.
-const REGISTER_TRIES: usize = 1000;
-const REGISTER_PAUSE: Duration = Duration::from_millis(1);
-
-/// `enum fuse_uring_cmd`
-const REGISTER: u32 = 1;
-const COMMIT_AND_FETCH: u32 = 2;
-
 /// Threads that seal and open much data, at most.
-const BULK_THREADS_MAX: usize = 8;
+const WORKERS_MAX: usize = 8;
 
-/// Marks what comes from the pool; other completions have the number of their entry.
-const FROM_POOL: u64 = u64::MAX;
-
-/// Rings for all processors, not used yet.
+/// Rings for all processors and workers, not used yet.
 pub struct Rings {
-    queues: Vec<Queue>,
+    shared: Arc<Shared>,
+    queues: Vec<Ring>,
+    workers: Vec<Ring>,
 }
 
 /// The threads that serve the rings.
 pub struct RingThreads {
     threads: Vec<JoinHandle<()>>,
+}
+
+/// What all threads of a mount know.
+struct Shared {
+    server: Arc<Server>,
+    slow: Arc<Pool>,
+    asks: Asks,
+    entries: Arc<Entries>,
+    /// Where a queue's thread gets its entries back, with answers in them.
+    homes: Vec<Mailbox<(Place, Entry)>>,
+    jobs: Jobs,
+    /// Entries that the kernel will still use.
+    alive: AtomicUsize,
+    ended: AtomicBool,
 }
 
 /// Returns whether the kernel would accept this transport: if it has it, and the administrator has allowed it.
@@ -81,36 +87,58 @@ impl Rings {
     /// # Errors
     ///
     /// What keeps a ring from being made: no such system call, or not for this process.
-    pub fn prepare(server: &Arc<Server>, slow: &Arc<Pool>) -> io::Result<Self> {
+    pub fn prepare(server: &Arc<Server>, slow: &Arc<Pool>, asks: &Asks) -> io::Result<Self> {
         let processors = possible_processors()?;
-        let bulk = Arc::new(Pool::new("bulk", processors.clamp(2, BULK_THREADS_MAX)));
+        let workers = processors.clamp(2, WORKERS_MAX);
         let depth = (DEPTH_TOTAL / processors).clamp(2, DEPTH_MAX);
-        let new_queue = |number| Queue::new(number as u16, depth, server.clone(), slow.clone(), bulk.clone());
-        let queues = (0..processors).map(new_queue).collect::<io::Result<_>>()?;
-        Ok(Rings { queues })
+        let entries = Entries::new(processors, depth, kernel::MAX_WRITE as usize)?;
+        let count = entries.count();
+        // A worker may get hold of any entry.
+        let new_rings = |number, entries| (0..number).map(|_| new_ring(entries)).collect::<io::Result<_>>();
+        Ok(Rings {
+            queues: new_rings(processors, count)?,
+            workers: new_rings(workers, count)?,
+            shared: Arc::new(Shared {
+                server: server.clone(),
+                slow: slow.clone(),
+                asks: asks.clone(),
+                homes: (0..processors).map(|_| Mailbox::new()).collect::<io::Result<_>>()?,
+                jobs: Jobs::new(workers)?,
+                alive: AtomicUsize::new(count),
+                ended: AtomicBool::new(false),
+                entries: Arc::new(entries),
+            }),
+        })
     }
 
-    /// Registers the rings with the kernel, which uses them as soon as the last one is there.
+    /// Registers the rings with the kernel, which uses them as soon as the last one is there. Their threads have entered a sandbox.
     ///
     /// # Errors
     ///
     /// What keeps a ring from being registered. The mount is then of no use.
-    pub fn start(self, device: &OwnedFd) -> io::Result<RingThreads> {
+    pub fn start(self, device: &OwnedFd, sandbox: &Arc<Sandbox>) -> io::Result<RingThreads> {
         let (ready, all_ready) = mpsc::channel();
         let mut threads = Vec::new();
         let count = self.queues.len();
-        for queue in self.queues {
-            let (ready, device) = (ready.clone(), device.try_clone()?);
-            let name = format!("ring-{}", queue.number);
-            threads.push(
-                thread::Builder::new()
-                    .name(name)
-                    .spawn(move || queue.run(device, &ready))?,
-            );
+        let port = |ring| Ok::<_, io::Error>(Port::new(ring, device.try_clone()?, self.shared.entries.clone()));
+        for (number, ring) in self.workers.into_iter().enumerate() {
+            let worker = Worker::new(number, port(ring)?, self.shared.clone());
+            let thread = thread::Builder::new().name(format!("worker-{number}"));
+            threads.push(sandbox.spawn(thread, move || worker.run())?);
+        }
+        for (number, ring) in self.queues.into_iter().enumerate() {
+            let queue = Queue::new(number as u16, port(ring)?, self.shared.clone());
+            let ready = ready.clone();
+            let thread = thread::Builder::new().name(format!("ring-{number}"));
+            threads.push(sandbox.spawn(thread, move || queue.run(&ready))?);
         }
         drop(ready);
         for _ in 0..count {
-            all_ready.recv().map_err(|_| io::Error::other("a ring ended early"))??;
+            let result = all_ready.recv().map_err(|_| io::Error::other("a ring ended early"));
+            if let Err(error) = result.and_then(|registered| registered) {
+                self.shared.end();
+                return Err(error);
+            }
         }
         Ok(RingThreads { threads })
     }
@@ -124,6 +152,61 @@ impl RingThreads {
                 log::error!("a thread of a ring failed");
             }
         }
+    }
+}
+
+/// Makes a ring in which so many entries can complete at once, and mail, and which takes nothing else: what a ring does passes by the filter of system
+/// calls, and most of them have an operation here.
+fn new_ring(entries: usize) -> io::Result<Ring> {
+    let ring: Ring = IoUring::builder().setup_r_disabled().build(entries as u32 + 1)?;
+    let mut only = [opcode::UringCmd80::CODE, opcode::Read::CODE].map(Restriction::sqe_op);
+    ring.submitter().register_restrictions(&mut only)?;
+    ring.submitter().register_enable_rings()?;
+    Ok(ring)
+}
+
+impl Shared {
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Notes that the kernel will not use an entry any more. With the last one all threads end.
+    fn lost_entry(&self) {
+        if self.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.end();
+        }
+    }
+
+    /// Ends all threads.
+    fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.homes.iter().for_each(Mailbox::ring_bell);
+        self.jobs.wake_all();
+    }
+
+    /// Has a request answered by a thread that may wait for the disk.
+    fn answer_slowly(self: &Arc<Self>, place: Place, mut entry: Entry) {
+        let shared = self.clone();
+        self.slow.run(move || match answer(&shared.server, &mut entry) {
+            None => shared.send_home(place, entry),
+            Some(ask) => shared.answer_later(ask, place, entry),
+        });
+    }
+
+    /// Has a key asked for that a request needs, and then the request answered, by a thread that may wait for who has the key.
+    fn answer_later(self: &Arc<Self>, ask: Arc<Ask>, place: Place, mut entry: Entry) {
+        let shared = self.clone();
+        self.asks.run(ask.key(), move || {
+            match answer_after(&shared.server, &ask, &mut entry) {
+                None => shared.send_home(place, entry),
+                Some(next) => shared.answer_later(next, place, entry),
+            }
+        });
+    }
+
+    /// Gives an entry with an answer to the thread of its queue.
+    fn send_home(&self, place: Place, entry: Entry) {
+        self.homes[usize::from(place.queue)].put((place, entry));
     }
 }
 
@@ -144,233 +227,69 @@ fn count_processors(list: &str) -> Option<usize> {
     Some(count)
 }
 
-/// Requests that the pool has answered, and the way to wake up the queue for them.
-struct Finished {
-    entries: Mutex<Vec<(usize, Entry)>>,
-    event: OwnedFd,
-}
-
-/// One processor's queue.
-struct Queue {
-    number: u16,
-    ring: IoUring<squeue::Entry128, cqueue::Entry>,
-    /// Those that the kernel or this thread has; the others are with the pool.
-    entries: Vec<Option<Entry>>,
-    finished: Arc<Finished>,
-    /// Where the event's counter is read into.
-    count: Box<[u8; 8]>,
-    server: Arc<Server>,
-    slow: Arc<Pool>,
-    bulk: Arc<Pool>,
-}
-
-/// A completion: whose, and with what result.
-type Done = (u64, i32);
-
-impl Queue {
-    fn new(number: u16, depth: usize, server: Arc<Server>, slow: Arc<Pool>, bulk: Arc<Pool>) -> io::Result<Self> {
-        let new_entry = |_| Entry::new(kernel::MAX_WRITE as usize).map(Some);
-        Ok(Queue {
-            number,
-            ring: IoUring::builder().build(2 * depth as u32)?,
-            entries: (0..depth).map(new_entry).collect::<io::Result<_>>()?,
-            finished: Arc::new(Finished {
-                entries: Mutex::new(Vec::new()),
-                event: eventfd(0, EventfdFlags::CLOEXEC)?,
-            }),
-            count: Box::new([0; 8]),
-            server,
-            slow,
-            bulk,
-        })
-    }
-
-    /// Serves until the mount has ended; tells through `ready` once when all is registered, or why not.
-    fn run(mut self, device: OwnedFd, ready: &mpsc::Sender<io::Result<()>>) {
-        self.stay_on_processor();
-        let mut done = match self.register(&device) {
-            Ok(done) => done,
-            Err(error) => {
-                let _ = ready.send(Err(error));
-                return;
-            }
-        };
-        let _ = ready.send(Ok(()));
-        if let Err(error) = self.serve(&device, &mut done) {
-            log::error!("ring {} failed: {error}", self.number);
-        }
-    }
-
-    fn stay_on_processor(&self) {
-        let mut only = CpuSet::new();
-        if usize::from(self.number) < CpuSet::MAX_CPU {
-            only.set(self.number.into());
-            if let Err(error) = sched_setaffinity(None, &only) {
-                // There may be no such processor now; what it would ask is served wherever this thread runs.
-                log::debug!("ring {} runs anywhere: {error}", self.number);
-            }
-        }
-    }
-
-    /// Registers all entries; returns the requests that came already.
-    fn register(&mut self, device: &OwnedFd) -> io::Result<Vec<Done>> {
-        for index in 0..self.entries.len() {
-            self.submit_registration(device, index)?;
-        }
-        self.await_pool()?;
-        let mut early = Vec::new();
-        // A registration that is accepted completes with its first request; one that is not, at once.
-        for _ in 0..REGISTER_TRIES {
-            self.ring.submit()?;
-            let (refused, requests): (Vec<Done>, Vec<Done>) = completions(&mut self.ring).partition(|done| done.1 < 0);
-            early.extend(requests);
-            if refused.is_empty() {
-                return Ok(early);
-            }
-            for (index, result) in refused {
-                if result != -libc::EAGAIN {
-                    return Err(io::Error::from_raw_os_error(-result));
-                }
-                self.submit_registration(device, index as usize)?;
-            }
-            thread::sleep(REGISTER_PAUSE);
-        }
-        Err(io::Error::from_raw_os_error(libc::EAGAIN))
-    }
-
-    fn submit_registration(&mut self, device: &OwnedFd, index: usize) -> io::Result<()> {
-        let entry = self.entries[index].as_ref().expect("nothing is with the pool yet");
-        let vectors = entry.vectors();
-        let command = self.command(device, REGISTER, 0).addr(Some(vectors)).build();
-        self.push(with_len(command, 2).user_data(index as u64))
-    }
-
-    fn command(&self, device: &OwnedFd, command: u32, commit_id: u64) -> opcode::UringCmd80 {
-        let request = RingCommand {
-            flags: 0,
-            commit_id,
-            queue: self.number,
-            padding: [0; 6],
-        };
-        let mut bytes = [0; 80];
-        bytes[..size_of::<RingCommand>()].copy_from_slice(request.as_bytes());
-        opcode::UringCmd80::new(types::Fd(device.as_raw_fd()), command).cmd(bytes)
-    }
-
-    fn push(&mut self, entry: squeue::Entry128) -> io::Result<()> {
-        // SAFETY: what the entry refers to, an entry's buffers or the event's counter, lives as long as the ring: it is only dropped after the ring
-        // (`entries`, `count`), or kept by the pool, which gives it back.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.ring.submit()?;
-        }
-        Ok(())
-    }
-
-    /// Has the ring complete when the pool has answered something.
-    fn await_pool(&mut self) -> io::Result<()> {
-        let (fd, buffer) = (self.finished.event.as_raw_fd(), self.count.as_mut_ptr());
-        let entry: squeue::Entry128 = opcode::Read::new(types::Fd(fd), buffer, 8).build().into();
-        self.push(entry.user_data(FROM_POOL))
-    }
-
-    fn serve(&mut self, device: &OwnedFd, done: &mut Vec<Done>) -> io::Result<()> {
-        // How many entries the kernel will still use.
-        let mut alive = self.entries.len();
-        loop {
-            for (which, result) in done.drain(..) {
-                if which == FROM_POOL {
-                    self.take_back(device)?;
-                } else if result < 0 {
-                    // The mount has ended.
-                    alive -= 1;
-                } else {
-                    self.take_request(device, which as usize)?;
-                }
-            }
-            if alive == 0 {
-                return Ok(());
-            }
-            match self.ring.submit_and_wait(1) {
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
-                result => result?,
-            };
-            done.extend(completions(&mut self.ring));
-        }
-    }
-
-    fn take_back(&mut self, device: &OwnedFd) -> io::Result<()> {
-        let entries = std::mem::take(&mut *self.finished.entries.lock());
-        for (index, entry) in entries {
-            self.commit(device, index, entry)?;
-        }
-        self.await_pool()
-    }
-
-    fn commit(&mut self, device: &OwnedFd, index: usize, entry: Entry) -> io::Result<()> {
-        let command = self.command(device, COMMIT_AND_FETCH, entry.commit_id()).build();
-        self.entries[index] = Some(entry);
-        self.push(command.user_data(index as u64))
-    }
-
-    fn take_request(&mut self, device: &OwnedFd, index: usize) -> io::Result<()> {
-        let mut entry = self.entries[index].take().expect("the kernel had it");
-        let pool = match Urgency::of(&mut entry) {
-            Urgency::Inline => {
-                answer(&self.server, &mut entry);
-                return self.commit(device, index, entry);
-            }
-            Urgency::Bulk => &self.bulk,
-            Urgency::Slow => &self.slow,
-        };
-        let (server, finished) = (self.server.clone(), self.finished.clone());
-        pool.run(move || {
-            answer(&server, &mut entry);
-            finished.entries.lock().push((index, entry));
-            if let Err(error) = rustix::io::write(&finished.event, &1_u64.to_ne_bytes()) {
-                log::error!("a ring cannot be woken up: {error}");
-            }
-        });
-        Ok(())
-    }
-}
-
-fn completions(ring: &mut IoUring<squeue::Entry128, cqueue::Entry>) -> impl Iterator<Item = Done> {
-    ring.completion().map(|done| (done.user_data(), done.result()))
-}
-
 /// Who serves a request.
 enum Urgency {
     /// The queue's thread.
     Inline,
-    /// A thread for much data.
+    /// A worker.
     Bulk,
     /// A thread that may wait for the disk.
     Slow,
 }
 
 impl Urgency {
-    fn of(entry: &mut Entry) -> Self {
-        use super::request::Operation;
+    fn of(server: &Server, entry: &mut Entry) -> Self {
         let header = entry.header();
         let (fixed, payload, len) = entry.parts();
         match decode(&header, &fixed, &payload[..len]).map(|asked| asked.operation) {
-            Ok(Operation::Read { len, .. }) if len > INLINE_MAX => Urgency::Bulk,
-            Ok(Operation::Write { data, .. }) if data.len() > INLINE_MAX => Urgency::Bulk,
-            Ok(operation) if operation.is_slow() => Urgency::Slow,
+            Ok(operation) if operation.is_bulk() => Urgency::Bulk,
+            Ok(operation) if server.may_wait(&operation) => Urgency::Slow,
             _ => Urgency::Inline,
         }
     }
 }
 
-/// Answers a request in its own buffers. Whatever happens, the kernel gets an answer.
-fn answer(server: &Server, entry: &mut Entry) {
+/// Answers a request in its own buffers. Whatever happens, the kernel gets an answer; later, where it is returned what is to be asked before.
+fn answer(server: &Server, entry: &mut Entry) -> Option<Arc<Ask>> {
     let header = entry.header();
-    let (len, error) = catch_unwind(AssertUnwindSafe(|| fill(server, entry))).unwrap_or((0, libc::EIO));
-    entry.answer(header.unique, len, error);
+    let filled = catch_unwind(AssertUnwindSafe(|| fill(server, entry, None)));
+    finish(entry, &header, filled.unwrap_or(Filled::FAILED))
 }
 
-/// Serves a request; returns how many bytes of payload the answer has, and its errno.
-fn fill(server: &Server, entry: &mut Entry) -> (usize, i32) {
+/// Asks, and answers a request after that.
+fn answer_after(server: &Server, ask: &Ask, entry: &mut Entry) -> Option<Arc<Ask>> {
+    let header = entry.header();
+    let filled = catch_unwind(AssertUnwindSafe(|| fill(server, entry, Some(ask))));
+    finish(entry, &header, filled.unwrap_or(Filled::FAILED))
+}
+
+fn finish(entry: &mut Entry, header: &abi::InHeader, filled: Filled) -> Option<Arc<Ask>> {
+    match filled {
+        Filled::Answer { len, error } => {
+            entry.answer(header.unique, len, error);
+            None
+        }
+        Filled::Later(ask) => Some(ask),
+    }
+}
+
+/// What was put into an entry.
+enum Filled {
+    /// So many bytes of payload, or an errno.
+    Answer { len: usize, error: i32 },
+    /// Nothing: the request is still in it.
+    Later(Arc<Ask>),
+}
+
+impl Filled {
+    const FAILED: Self = Filled::Answer {
+        len: 0,
+        error: libc::EIO,
+    };
+}
+
+/// Serves a request, after something was asked if need be.
+fn fill(server: &Server, entry: &mut Entry, ask: Option<&Ask>) -> Filled {
     let header = entry.header();
     let (fixed, payload, len) = entry.parts();
     let (time_to_live, keeps_content) = (server.time_to_live(), server.keeps_content());
@@ -380,36 +299,44 @@ fn fill(server: &Server, entry: &mut Entry) -> (usize, i32) {
         let question = payload[..len].to_vec();
         let limit = wire::listing_size(&header, &fixed).unwrap_or(payload.len());
         let mut writer = new_writer(payload, limit);
-        match decode(&header, &fixed, &question) {
-            Ok(asked) => server.serve(&asked, &mut writer),
-            Err(errno) => writer.error = errno,
+        let later = match decode(&header, &fixed, &question) {
+            Ok(asked) => serve(server, &asked, ask, &mut writer),
+            Err(errno) => {
+                writer.error = errno;
+                None
+            }
+        };
+        let (len, error) = (writer.len(), writer.error);
+        if let Some(ask) = later {
+            payload[..question.len()].copy_from_slice(&question);
+            return Filled::Later(ask);
         }
-        return (writer.len(), writer.error);
+        return Filled::Answer { len, error };
     }
     let mut small = [0; SMALL_ANSWER_MAX];
     let mut writer = new_writer(&mut small, SMALL_ANSWER_MAX);
     match decode(&header, &fixed, &payload[..len]) {
-        Ok(asked) => server.serve(&asked, &mut writer),
+        Ok(asked) => {
+            if let Some(ask) = serve(server, &asked, ask, &mut writer) {
+                return Filled::Later(ask);
+            }
+        }
         Err(errno) => writer.error = errno,
     }
     let (used, error) = (writer.len(), writer.error);
     payload[..used].copy_from_slice(&small[..used]);
-    (used, error)
+    Filled::Answer { len: used, error }
 }
 
-/// Sets the number of vectors, for which the library has no method: `len` of `struct io_uring_sqe`, at byte 24.
-fn with_len(mut entry: squeue::Entry128, len: u32) -> squeue::Entry128 {
-    const LEN_AT: usize = 24;
-    const { assert!(size_of::<squeue::Entry128>() == 128) };
-    // SAFETY: the entry is 128 bytes of plain data, laid out by the kernel's ABI (`repr(C)` in the library).
-    unsafe {
-        (&raw mut entry)
-            .cast::<u8>()
-            .add(LEN_AT)
-            .cast::<u32>()
-            .write_unaligned(len);
+/// Serves a request, after something was asked if need be; returns what is to be asked next.
+fn serve(server: &Server, asked: &Asked<'_>, ask: Option<&Ask>, writer: &mut Writer<'_>) -> Option<Arc<Ask>> {
+    if let Some(ask) = ask
+        && let Err(error) = server.ask(asked, ask)
+    {
+        server.refuse(asked, error, writer);
+        return None;
     }
-    entry
+    server.serve(asked, writer).err().map(|waiting| waiting.ask)
 }
 
 #[cfg(test)]

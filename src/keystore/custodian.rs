@@ -4,12 +4,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
+use super::word::{self, Word};
 use crate::{
     crypto::{keys::EpochKey, random},
-    format::FormatError,
-    ids::{Epoch, KeyId, VaultId},
+    format::{FormatError, keystore::SlotId},
+    ids::{Epoch, FileId, KeyId, KeystoreId, VaultId},
 };
 
 /// The most bytes a wrapped key may have; cloud key services stay below 6144.
@@ -31,7 +33,10 @@ pub const CONTEXT_RESERVED_PREFIX: &str = "hushfs:";
 ///
 /// An unwrap under another context than that of the wrap fails, as does one of a blob that was changed; a custodian that cannot
 /// tell the two apart says [`KeyError::Rejected`] for both.
-pub trait Custodian: Send + Sync {
+pub trait Custodian: Send + Sync + fmt::Debug {
+    /// Returns the id of the keystore whose keys these are.
+    fn id(&self) -> KeystoreId;
+
     /// Wraps an epoch key under the current version of a key.
     ///
     /// # Errors
@@ -94,8 +99,17 @@ impl fmt::Display for KeyHandle {
 }
 
 /// A wrapped epoch key, as its custodian gave it: at most [`WRAPPED_KEY_SIZE_MAX`] bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u8>")]
 pub struct WrappedKey(Vec<u8>);
+
+impl TryFrom<Vec<u8>> for WrappedKey {
+    type Error = FormatError;
+
+    fn try_from(blob: Vec<u8>) -> Result<Self, FormatError> {
+        WrappedKey::new(blob)
+    }
+}
 
 impl WrappedKey {
     /// Takes a blob.
@@ -124,8 +138,36 @@ impl WrappedKey {
 /// The encryption context: pairs of strings that are authenticated with a wrapped key and stand in clear in the audit log.
 ///
 /// Unwrapping needs the same pairs. Their order does not matter; here they are sorted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(String, String)>")]
 pub struct Context(Vec<(String, String)>);
+
+/// Names of the pairs that every context of an epoch key has.
+const EPOCH_NAME: &str = "hushfs:epoch";
+const VAULT_NAME: &str = "hushfs:vault";
+
+/// The name of the pair that the context of a secret of one file's own has.
+const FILE_NAME: &str = "hushfs:file";
+
+/// Takes a context from someone else: of the names that hushfs makes, those of an epoch key and of a file in a vault alone.
+impl TryFrom<Vec<(String, String)>> for Context {
+    type Error = ContextError;
+
+    fn try_from(mut pairs: Vec<(String, String)>) -> Result<Self, ContextError> {
+        let is_of_vault = |(name, _): &(String, String)| [EPOCH_NAME, VAULT_NAME, FILE_NAME].contains(&name.as_str());
+        let own: Vec<_> = pairs.extract_if(.., |pair| is_of_vault(pair)).collect();
+        // That of a file without a vault is a way into a sealed file.
+        let has = |wanted: &str| own.iter().any(|(name, _)| name == wanted);
+        if has(FILE_NAME) && !has(VAULT_NAME) {
+            return Err(ContextError::Reserved);
+        }
+        let context = pairs
+            .iter()
+            .try_fold(Context::default(), |context, (name, value)| context.with(name, value))?;
+        own.into_iter()
+            .try_fold(context, |context, (name, value)| context.insert(name, value))
+    }
+}
 
 impl Context {
     /// Makes the context that every wrap of an epoch key has: which vault, which epoch.
@@ -133,8 +175,31 @@ impl Context {
     /// It is made from what the reader knows, never from the file: a wrap moved to another vault or epoch does not open.
     pub fn for_epoch(vault: VaultId, epoch: Epoch) -> Self {
         Context(vec![
-            ("hushfs:epoch".to_owned(), epoch.to_string()),
-            ("hushfs:vault".to_owned(), vault.to_hex()),
+            (EPOCH_NAME.to_owned(), epoch.to_string()),
+            (VAULT_NAME.to_owned(), vault.to_hex()),
+        ])
+    }
+
+    /// Makes the context of the secret of a slot that a remote key wraps: which keystore, which slot.
+    pub fn for_slot(keystore: KeystoreId, slot: SlotId) -> Self {
+        Context(vec![
+            ("hushfs:keystore".to_owned(), keystore.to_hex()),
+            ("hushfs:slot".to_owned(), slot.to_string()),
+        ])
+    }
+
+    /// Makes the context of a way into a sealed file: which file.
+    pub fn for_file(file: FileId) -> Self {
+        Context(vec![(FILE_NAME.to_owned(), file.to_hex())])
+    }
+
+    /// Makes the context of a secret of one file's own: which vault, which file.
+    ///
+    /// As for an epoch, it is made from what the reader knows: a secret moved to another file, or its file to another vault, does not open.
+    pub fn for_file_of(vault: VaultId, file: FileId) -> Self {
+        Context(vec![
+            (FILE_NAME.to_owned(), file.to_hex()),
+            (VAULT_NAME.to_owned(), vault.to_hex()),
         ])
     }
 
@@ -143,17 +208,21 @@ impl Context {
     /// # Errors
     ///
     /// [`ContextError`] when the name is taken or reserved, or there are too many pairs.
-    pub fn with(mut self, name: &str, value: &str) -> Result<Self, ContextError> {
+    pub fn with(self, name: &str, value: &str) -> Result<Self, ContextError> {
         if name.starts_with(CONTEXT_RESERVED_PREFIX) {
             return Err(ContextError::Reserved);
         }
+        self.insert(name.to_owned(), value.to_owned())
+    }
+
+    fn insert(mut self, name: String, value: String) -> Result<Self, ContextError> {
         if self.0.len() >= CONTEXT_PAIRS_MAX {
             return Err(ContextError::TooManyPairs);
         }
-        match self.0.binary_search_by(|(other, _)| other.as_str().cmp(name)) {
+        match self.0.binary_search_by(|(other, _)| other.cmp(&name)) {
             Ok(_) => Err(ContextError::NameTaken),
             Err(at) => {
-                self.0.insert(at, (name.to_owned(), value.to_owned()));
+                self.0.insert(at, (name, value));
                 Ok(self)
             }
         }
@@ -200,7 +269,7 @@ impl fmt::Display for ContextError {
             ContextError::TooManyPairs => {
                 write!(
                     f,
-                    "an encryption context has at most {CONTEXT_PAIRS_MAX} pairs, two of them made by hushfs"
+                    "an encryption context has at most {CONTEXT_PAIRS_MAX} pairs, some of them made by hushfs"
                 )
             }
         }
@@ -212,7 +281,7 @@ impl std::error::Error for ContextError {}
 /// Why a key could not be used, in the words of cloud key services.
 ///
 /// Only [`Unavailable`](Self::Unavailable) passes by itself; every other one is the custodian's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeyError {
     /// The custodian has no such key.
     NotFound { key: KeyId },
@@ -221,9 +290,36 @@ pub enum KeyError {
     /// The key is to be destroyed.
     PendingDeletion { key: KeyId },
     /// The custodian could not be reached or is out of order; trying again later may help.
-    Unavailable { key: KeyId, provider: &'static str },
-    /// The custodian does not let this user do this with this key.
-    AccessDenied { key: KeyId, provider: &'static str },
+    Unavailable {
+        key: KeyId,
+        #[serde(deserialize_with = "word::deserialize")]
+        provider: Word,
+    },
+    /// A key server or an HSM holds the key, and nothing here reaches that.
+    NoProvider {
+        key: KeyId,
+        #[serde(deserialize_with = "word::deserialize")]
+        provider: Word,
+    },
+    /// The key is of a kind that this cannot be done with.
+    Unsupported { key: KeyId },
+    /// Whoever holds the key does not let this user do this with it.
+    AccessDenied {
+        key: KeyId,
+        #[serde(deserialize_with = "word::deserialize")]
+        provider: Word,
+    },
+    /// The key's policy does not.
+    Denied {
+        key: KeyId,
+        /// The user.
+        uid: u32,
+        /// What they wanted to do, as policies name it.
+        #[serde(deserialize_with = "word::deserialize")]
+        action: Word,
+        /// Whether a statement denies it; otherwise none allows it.
+        explicit: bool,
+    },
     /// The blob was changed, or wrapped with another context. Which of the two is not told, on purpose.
     Rejected { key: KeyId },
     /// The blob was wrapped under another key.
@@ -232,16 +328,8 @@ pub enum KeyError {
     Commitment { key: KeyId },
     /// The key or its custodian has as much of something as it may.
     Limit { key: KeyId },
-    /// It was asked whether a call would succeed, and it would.
-    WouldSucceed { key: KeyId },
-    /// A policy is not one.
-    Malformed { key: KeyId },
-    /// The key is being changed by someone else.
-    Conflict { key: KeyId },
-    /// The alias is taken, by this key.
-    AlreadyExists { key: KeyId },
-    /// The alias asked for this key has a name that none may have.
-    InvalidAlias { key: KeyId },
+    /// The key is a customer's, who has not brought it.
+    NotBrought { key: KeyId },
 }
 
 impl KeyError {
@@ -252,16 +340,15 @@ impl KeyError {
             | KeyError::Disabled { key }
             | KeyError::PendingDeletion { key }
             | KeyError::Unavailable { key, .. }
+            | KeyError::NoProvider { key, .. }
+            | KeyError::Unsupported { key }
             | KeyError::AccessDenied { key, .. }
+            | KeyError::Denied { key, .. }
             | KeyError::Rejected { key }
             | KeyError::IncorrectKey { key }
             | KeyError::Commitment { key }
             | KeyError::Limit { key }
-            | KeyError::WouldSucceed { key }
-            | KeyError::Malformed { key }
-            | KeyError::Conflict { key }
-            | KeyError::AlreadyExists { key }
-            | KeyError::InvalidAlias { key } => key,
+            | KeyError::NotBrought { key } => key,
         }
     }
 
@@ -277,16 +364,14 @@ impl KeyError {
             KeyError::Disabled { .. } => "DisabledException",
             KeyError::PendingDeletion { .. } => "KMSInvalidStateException",
             KeyError::Unavailable { .. } => "KeyUnavailableException",
-            KeyError::AccessDenied { .. } => "AccessDeniedException",
+            KeyError::NoProvider { .. } => return None,
+            KeyError::Unsupported { .. } => "UnsupportedOperationException",
+            KeyError::AccessDenied { .. } | KeyError::Denied { .. } => "AccessDeniedException",
             KeyError::Rejected { .. } => "InvalidCiphertextException",
             KeyError::IncorrectKey { .. } => "IncorrectKeyException",
             KeyError::Commitment { .. } => return None,
             KeyError::Limit { .. } => "LimitExceededException",
-            KeyError::WouldSucceed { .. } => "DryRunOperationException",
-            KeyError::Malformed { .. } => "MalformedPolicyDocumentException",
-            KeyError::Conflict { .. } => "ConflictException",
-            KeyError::AlreadyExists { .. } => "AlreadyExistsException",
-            KeyError::InvalidAlias { .. } => "InvalidAliasNameException",
+            KeyError::NotBrought { .. } => return None,
         })
     }
 }
@@ -300,21 +385,38 @@ impl fmt::Display for KeyError {
             KeyError::Unavailable { key, provider } => {
                 write!(f, "key {key} is unavailable: {provider} does not answer")
             }
+            KeyError::NoProvider { key, provider } => {
+                write!(
+                    f,
+                    "key {key} is held by {provider}, and this hushfs has not been told how to reach it"
+                )
+            }
+            KeyError::Unsupported { key } => write!(f, "this cannot be done with a key of the kind of {key}"),
             KeyError::AccessDenied { key, provider } => write!(f, "{provider} denies the use of key {key}"),
+            KeyError::Denied {
+                key,
+                uid,
+                action,
+                explicit,
+            } => {
+                let why = match explicit {
+                    true => "with an explicit deny in its policy",
+                    false => "because no statement of its policy allows it",
+                };
+                write!(f, "user {uid} is not authorized to perform {action} on key {key} {why}")
+            }
             KeyError::Rejected { key } => {
                 write!(
                     f,
-                    "key {key} does not open this: tampered with, or made for another vault or epoch"
+                    "key {key} does not open this: tampered with, or made for something else"
                 )
             }
             KeyError::IncorrectKey { key } => write!(f, "this was wrapped under another key than {key}"),
             KeyError::Commitment { key } => write!(f, "key {key} opened this to another key than was wrapped"),
             KeyError::Limit { key } => write!(f, "key {key} has reached a limit"),
-            KeyError::WouldSucceed { key } => write!(f, "the call with key {key} would have succeeded"),
-            KeyError::Malformed { key } => write!(f, "the policy for key {key} is malformed"),
-            KeyError::Conflict { key } => write!(f, "key {key} is being changed by someone else"),
-            KeyError::AlreadyExists { key } => write!(f, "the alias exists; it stands for key {key}"),
-            KeyError::InvalidAlias { key } => write!(f, "the alias asked for key {key} is not a valid one"),
+            KeyError::NotBrought { key } => {
+                write!(f, "customer key {key} was not brought: name it with --customer-key")
+            }
         }
     }
 }
@@ -462,9 +564,14 @@ mod tests {
     }
 
     /// Opens everything to the same key.
+    #[derive(Debug)]
     struct Forgetful;
 
     impl Custodian for Forgetful {
+        fn id(&self) -> KeystoreId {
+            KeystoreId([0; 16])
+        }
+
         fn wrap(&self, _: &KeyHandle, _: &Context, _: &EpochKey) -> Result<WrappedKey, KeyError> {
             Ok(WrappedKey(Vec::new()))
         }

@@ -17,7 +17,7 @@ use crate::crypto::{
 const PREFIX: &str = "HUSH1";
 
 /// Crockford's base32: no I, L, O and U.
-const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+pub(super) const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /// Groups of a printed key.
 const GROUPS: usize = 8;
@@ -144,7 +144,7 @@ impl RecoveryKey {
 }
 
 /// Returns the character that a typed one stands for.
-fn unambiguous(typed: char) -> char {
+pub(super) fn unambiguous(typed: char) -> char {
     match typed.to_ascii_uppercase() {
         'O' => '0',
         'I' | 'L' => '1',

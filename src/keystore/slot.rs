@@ -1,167 +1,28 @@
-//! Slots: the ways a local keystore is opened, and what a user offers to open one.
+//! Slots: the ways a local keystore is opened.
 //!
 //! A slot is a key pair grown from its secret; the keystore root is sealed to the public half (docs/FORMAT.md section 4). Sealing takes the
 //! slot's authenticator too, which lies under the root: so a root that opens was sealed by someone who could open the keystore.
 
 use std::fmt;
 
-use zeroize::Zeroizing;
-
-use super::recovery::RecoveryKey;
+use super::{
+    provider::ProviderError,
+    secret::{NewSecret, NewSecretError, SecretKind, SlotOwner, Unlock},
+    tpm::TpmError,
+};
 use crate::{
     crypto::{
-        OpenError, derive,
-        keys::{KeyBytes, KeystoreRoot, SlotAuthenticator, SlotSecret},
-        passphrase::{Hardness, HardnessError},
-        random,
-        slot::{SealedRoot, open_root, public_key, seal_root},
+        OpenError,
+        keys::{KeyBytes, KeystoreRoot, SlotAuthenticator},
+        slot::{SealedKey, open_root, public_key, seal_root},
         wrap::{self, Wrapped},
     },
     format::{
         FormatError,
-        keystore::{SealedRootBytes, Slot, SlotId, SlotKind, UnverifiedKeystoreFile, slot_aad, slot_authenticator_aad},
+        keystore::{SealedBytes, Slot, SlotId, SlotKind, UnverifiedKeystoreFile, slot_aad, slot_authenticator_aad},
     },
     ids::KeystoreId,
 };
-
-/// The fewest bytes a key file has: fewer cannot be as strong as the key they give.
-pub const KEY_FILE_SIZE_MIN: usize = 32;
-
-/// The most bytes a key file has. Whoever reads one stops behind this, for someone may have named a disk.
-pub const KEY_FILE_SIZE_MAX: usize = 1024 * 1024;
-
-/// A passphrase that has at least one byte.
-pub struct Passphrase(Zeroizing<Vec<u8>>);
-
-impl Passphrase {
-    /// Takes what the user typed, without the end of the line.
-    ///
-    /// # Errors
-    ///
-    /// [`SecretSizeError::EmptyPassphrase`].
-    pub fn new(typed: Zeroizing<Vec<u8>>) -> Result<Self, SecretSizeError> {
-        if typed.is_empty() {
-            return Err(SecretSizeError::EmptyPassphrase);
-        }
-        Ok(Passphrase(typed))
-    }
-}
-
-impl fmt::Debug for Passphrase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-/// The contents of a key file.
-pub struct KeyFile(Zeroizing<Vec<u8>>);
-
-impl KeyFile {
-    /// Takes all that is in the file; every byte counts, an end of line at its end too.
-    ///
-    /// # Errors
-    ///
-    /// [`SecretSizeError::KeyFileSize`] when it is too small or too large.
-    pub fn new(contents: Zeroizing<Vec<u8>>) -> Result<Self, SecretSizeError> {
-        if !(KEY_FILE_SIZE_MIN..=KEY_FILE_SIZE_MAX).contains(&contents.len()) {
-            return Err(SecretSizeError::KeyFileSize(contents.len()));
-        }
-        Ok(KeyFile(contents))
-    }
-}
-
-impl fmt::Debug for KeyFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-/// Why some bytes cannot be the secret of a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecretSizeError {
-    /// A passphrase of no bytes.
-    EmptyPassphrase,
-    /// A key file of this many bytes.
-    KeyFileSize(usize),
-}
-
-impl fmt::Display for SecretSizeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SecretSizeError::EmptyPassphrase => f.write_str("the passphrase is empty"),
-            SecretSizeError::KeyFileSize(size) => write!(
-                f,
-                "a key file has {KEY_FILE_SIZE_MIN} to {KEY_FILE_SIZE_MAX} bytes; this has {size}"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for SecretSizeError {}
-
-/// What a user offers to open a keystore.
-#[derive(Debug)]
-pub enum Unlock {
-    /// A passphrase.
-    Passphrase(Passphrase),
-    /// The contents of a key file.
-    KeyFile(KeyFile),
-    /// A recovery key.
-    RecoveryKey(RecoveryKey),
-}
-
-impl Unlock {
-    /// Returns the kind of slot that this may open.
-    pub fn kind(&self) -> SecretKind {
-        match self {
-            Unlock::Passphrase(_) => SecretKind::Passphrase,
-            Unlock::KeyFile(_) => SecretKind::KeyFile,
-            Unlock::RecoveryKey(_) => SecretKind::RecoveryKey,
-        }
-    }
-
-    /// Returns the secret that this gives for a slot, or none when the slot is of another kind.
-    fn secret_for(&self, kind: &SlotKind) -> Option<Result<SlotSecret, HardnessError>> {
-        match (self, kind) {
-            (Unlock::Passphrase(passphrase), SlotKind::Passphrase(hardness)) => Some(hardness.stretch(&passphrase.0)),
-            (Unlock::KeyFile(file), SlotKind::KeyFile) => Some(Ok(derive::key_file_slot(&file.0))),
-            (Unlock::RecoveryKey(key), SlotKind::Recovery) => Some(Ok(key.slot_secret())),
-            _ => None,
-        }
-    }
-}
-
-/// What a new slot shall be opened with.
-#[derive(Debug)]
-pub enum NewSecret<'a> {
-    /// A passphrase, and how hard it shall be to guess. The slot takes a salt of its own, not the one given.
-    Passphrase(&'a Passphrase, Hardness),
-    /// The contents of a key file.
-    KeyFile(&'a KeyFile),
-    /// A recovery key, which the caller shows to the user.
-    RecoveryKey(&'a RecoveryKey),
-}
-
-/// A kind of secret, for messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecretKind {
-    /// A passphrase.
-    Passphrase,
-    /// A key file.
-    KeyFile,
-    /// A recovery key.
-    RecoveryKey,
-}
-
-impl fmt::Display for SecretKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SecretKind::Passphrase => "passphrase",
-            SecretKind::KeyFile => "key file",
-            SecretKind::RecoveryKey => "recovery key",
-        })
-    }
-}
 
 /// Which slots are tried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -210,6 +71,36 @@ pub enum UnlockError {
     HostileParameters { slot: SlotId },
     /// The secret is the right one for the slot, but the root sealed in it was changed, or put there by a stranger.
     DamagedSlot { slot: SlotId },
+    /// The TPM does not give the slot's secret.
+    Tpm { slot: SlotId, error: TpmError },
+    /// Whoever holds the key that wraps the slot's secret does not give it.
+    Remote {
+        slot: SlotId,
+        provider: &'static str,
+        error: ProviderError,
+    },
+}
+
+impl UnlockError {
+    /// Tells whether the same secret is better not tried on other slots, because who is asked counts tries or does not answer.
+    pub(super) fn ends_tries(&self) -> bool {
+        matches!(self, UnlockError::Tpm { .. } | UnlockError::Remote { .. }) && self.is_final()
+    }
+
+    /// Tells whether other slots need not be tried: one that hushfs has not written, for whoever put it there may have changed the others
+    /// too; a TPM that would count another wrong PIN; a server that does not answer.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            UnlockError::Tpm { error, .. } => error.is_final(),
+            UnlockError::HostileParameters { .. } | UnlockError::DamagedSlot { .. } | UnlockError::Remote { .. } => {
+                true
+            }
+            UnlockError::Format(_)
+            | UnlockError::NoSuchSlot(_)
+            | UnlockError::NoSlotOfKind(_)
+            | UnlockError::WrongSecret(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for UnlockError {
@@ -218,7 +109,11 @@ impl fmt::Display for UnlockError {
             UnlockError::Format(_) => f.write_str("the keystore cannot be read"),
             UnlockError::NoSuchSlot(choice) => write!(f, "the keystore has no {choice}"),
             UnlockError::NoSlotOfKind(kind) => {
-                write!(f, "no slot of the keystore, or not the one chosen, takes a {kind}")
+                write!(
+                    f,
+                    "no slot of the keystore, or not the one chosen, takes {}",
+                    kind.with_article()
+                )
             }
             UnlockError::WrongSecret(SecretKind::Passphrase) => f.write_str("wrong passphrase"),
             UnlockError::WrongSecret(kind) => write!(f, "the {kind} does not open any slot"),
@@ -232,6 +127,8 @@ impl fmt::Display for UnlockError {
                     "slot {slot} is damaged or tampered with; use another slot or a copy of the keystore"
                 )
             }
+            UnlockError::Tpm { slot, error } => write!(f, "slot {slot}: {error}"),
+            UnlockError::Remote { slot, provider, error } => write!(f, "slot {slot}: {provider}: {error}"),
         }
     }
 }
@@ -257,8 +154,7 @@ impl From<FormatError> for UnlockError {
 ///
 /// # Errors
 ///
-/// The [`UnlockError`] that says why no slot opened. A slot that cannot have been written by hushfs ends the search, rather than being
-/// passed over: whoever put it there may have changed the others too.
+/// The [`UnlockError`] that says why no slot opened.
 pub fn try_slots(
     file: &UnverifiedKeystoreFile<'_>,
     unlock: &Unlock,
@@ -268,13 +164,17 @@ pub fn try_slots(
     if chosen.peek().is_none() {
         return Err(UnlockError::NoSuchSlot(choice.clone()));
     }
-    let mut tried = false;
+    let mut first_error = None;
     for slot in chosen {
-        let Some(secret) = unlock.secret_for(&slot.kind) else {
-            continue;
+        let secret = match unlock.secret_for(SlotOwner::Keystore(file.id()), slot.id, &slot.kind) {
+            None => continue,
+            Some(Err(error)) if error.is_final() => return Err(error),
+            Some(Err(error)) => {
+                first_error.get_or_insert(error);
+                continue;
+            }
+            Some(Ok(secret)) => secret,
         };
-        let secret = secret.map_err(|HardnessError| UnlockError::HostileParameters { slot: slot.id })?;
-        tried = true;
         if let Ok(root) = open_root(&secret, &slot_aad(file.id(), slot.id, &slot.kind), &sealed_root(slot)) {
             return Ok((root, slot.id));
         }
@@ -282,16 +182,13 @@ pub fn try_slots(
         if public_key(&secret) == slot.public_key {
             return Err(UnlockError::DamagedSlot { slot: slot.id });
         }
+        first_error.get_or_insert(UnlockError::WrongSecret(unlock.kind()));
     }
-    Err(if tried {
-        UnlockError::WrongSecret(unlock.kind())
-    } else {
-        UnlockError::NoSlotOfKind(unlock.kind())
-    })
+    Err(first_error.unwrap_or(UnlockError::NoSlotOfKind(unlock.kind())))
 }
 
-fn sealed_root(slot: &Slot) -> SealedRoot {
-    SealedRoot {
+fn sealed_root(slot: &Slot) -> SealedKey {
+    SealedKey {
         encapsulated: slot.encapsulated.clone(),
         sealed: slot.sealed_root.as_bytes().to_vec(),
     }
@@ -310,20 +207,9 @@ impl SlotDraft<'_> {
     ///
     /// # Errors
     ///
-    /// [`HardnessError`] when the parameters for a passphrase are out of range.
-    pub fn seal(&self, keystore: KeystoreId, root: &KeystoreRoot) -> Result<Slot, HardnessError> {
-        let (kind, secret) = match self.secret {
-            NewSecret::Passphrase(passphrase, hardness) => {
-                // One salt for two slots would let one guess be tried on both at the price of one.
-                let hardness = Hardness {
-                    salt: random::bytes(),
-                    ..*hardness
-                };
-                (SlotKind::Passphrase(hardness), hardness.stretch(&passphrase.0)?)
-            }
-            NewSecret::KeyFile(file) => (SlotKind::KeyFile, derive::key_file_slot(&file.0)),
-            NewSecret::RecoveryKey(key) => (SlotKind::Recovery, key.slot_secret()),
-        };
+    /// The [`NewSecretError`] that says why there is no secret.
+    pub fn seal(&self, keystore: KeystoreId, root: &KeystoreRoot) -> Result<Slot, NewSecretError> {
+        let (kind, secret) = self.secret.make(SlotOwner::Keystore(keystore), self.id)?;
         let (id, public_key) = (self.id, public_key(&secret));
         let sealed = SealedParts::seal(&public_key, &secret.authenticator(), (keystore, id, &kind), root)
             .expect("a public key that was just derived is one");
@@ -351,10 +237,7 @@ pub(super) fn seal_again(
     from: &KeystoreRoot,
     to: &KeystoreRoot,
 ) -> Result<Slot, OpenError> {
-    let aad = slot_authenticator_aad(keystore, slot.id);
-    let authenticator = wrap::unwrap(from.as_bytes(), &aad, &slot.authenticator, |bytes| {
-        SlotAuthenticator::new(KeyBytes::copy_of(bytes))
-    })?;
+    let authenticator = authenticator(slot, keystore, from)?;
     let sealed = SealedParts::seal(&slot.public_key, &authenticator, (keystore, slot.id, &slot.kind), to)?;
     Ok(Slot {
         encapsulated: sealed.encapsulated,
@@ -364,10 +247,26 @@ pub(super) fn seal_again(
     })
 }
 
+/// Returns what a root must be sealed with to a slot of a keystore, besides its public key.
+///
+/// # Errors
+///
+/// [`OpenError`] when it is not wrapped under `root`.
+pub(super) fn authenticator(
+    slot: &Slot,
+    keystore: KeystoreId,
+    root: &KeystoreRoot,
+) -> Result<SlotAuthenticator, OpenError> {
+    let aad = slot_authenticator_aad(keystore, slot.id);
+    wrap::unwrap(root.as_bytes(), &aad, &slot.authenticator, |bytes| {
+        SlotAuthenticator::new(KeyBytes::copy_of(bytes))
+    })
+}
+
 /// The parts of a slot that change with the root.
 struct SealedParts {
     encapsulated: Vec<u8>,
-    root: SealedRootBytes,
+    root: SealedBytes,
     authenticator: Wrapped,
 }
 
@@ -382,7 +281,7 @@ impl SealedParts {
         let aad = slot_authenticator_aad(keystore, slot);
         Ok(SealedParts {
             encapsulated: sealed.encapsulated,
-            root: SealedRootBytes::from_slice(&sealed.sealed).expect("a sealed root has one size"),
+            root: SealedBytes::from_slice(&sealed.sealed).expect("a sealed root has one size"),
             authenticator: wrap::wrap(root.as_bytes(), &aad, authenticator.as_bytes()),
         })
     }
@@ -390,8 +289,25 @@ impl SealedParts {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
+    use zeroize::Zeroizing;
+
     use super::*;
-    use crate::{crypto::passphrase::MEMORY_KIB_MIN, keystore::LocalKeystore};
+    use crate::{
+        crypto::{
+            keys::SlotSecret,
+            passphrase::{Hardness, MEMORY_KIB_MIN},
+            recipient::Recipient,
+        },
+        format::keystore::RemoteKeyName,
+        keystore::{
+            KeyFile, KeystoreError, LocalKeystore, Passphrase, Provider, RecoveryKey, RemoteKeyState,
+            identity::Identity,
+            provider::memory::MemoryProvider,
+            tpm::{TpmObject, Unsealer},
+        },
+    };
 
     /// As little work as a slot may ask for.
     pub const EASY: Hardness = Hardness {
@@ -472,8 +388,8 @@ pub(super) mod tests {
         );
     }
 
-    /// Returns the place of the kind of slot 1: front, id, two u64, count, slot id, label, created.
-    const KIND_AT: usize = 16 + 16 + 8 + 8 + 8 + 4 + (8 + "laptop".len()) + 8;
+    /// Returns the place of the kind of slot 1: front, id, two u64, audit head, count, slot id, label, created.
+    const KIND_AT: usize = 16 + 16 + 8 + 8 + 40 + 8 + 4 + (8 + "laptop".len()) + 8;
 
     #[test]
     fn hostile_parameters_are_not_run() {
@@ -504,6 +420,283 @@ pub(super) mod tests {
         );
     }
 
+    fn credential(name: &str, byte: u8) -> Unlock {
+        Unlock::Credential {
+            name: name.to_owned(),
+            contents: key_file(byte),
+        }
+    }
+
+    fn command(words: &[&str], byte: u8) -> Unlock {
+        Unlock::Command {
+            words: words.iter().map(|&word| word.to_owned()).collect(),
+            output: key_file(byte),
+        }
+    }
+
+    /// A TPM that knows one object, or says why it does not.
+    #[derive(Debug)]
+    struct FakeTpm(TpmObject, Result<u8, TpmError>);
+
+    impl Unsealer for FakeTpm {
+        fn unseal(&self, object: &TpmObject) -> Result<SlotSecret, TpmError> {
+            if *object != self.0 {
+                return Err(TpmError::OtherTpm);
+            }
+            self.1.map(|byte| SlotSecret::new(KeyBytes::copy_of(&[byte; 32])))
+        }
+    }
+
+    fn tpm_object(byte: u8) -> TpmObject {
+        TpmObject {
+            public: vec![byte; 78],
+            private: vec![byte; 158],
+            pcrs: 1 << 7,
+            pin: true,
+        }
+    }
+
+    fn fake_tpm(object: u8, result: Result<u8, TpmError>) -> Unlock {
+        Unlock::Tpm(Box::new(FakeTpm(tpm_object(object), result)))
+    }
+
+    fn remote_name(number: u8) -> RemoteKeyName {
+        RemoteKeyName::AwsKms {
+            arn: format!("arn:aws:kms:eu-central-1:111122223333:key/{number}"),
+        }
+    }
+
+    /// Returns a keystore with two slots of each kind that names something (2 to 11), and what two of them need.
+    fn two_of_each() -> (LocalKeystore, [Identity; 2], Arc<MemoryProvider>) {
+        let file = key_file(0);
+        let mut keystore = LocalKeystore::create("1", &NewSecret::KeyFile(&file), 1).unwrap();
+        let identities = [Identity::generate(), Identity::generate()];
+        let server = Arc::new(MemoryProvider::default());
+        let words = [
+            vec!["get".to_owned(), "a".to_owned()],
+            vec!["get".to_owned(), "b".to_owned()],
+        ];
+        let mut number = 1;
+        for i in 0..2 {
+            let (file, secret) = (key_file(i + 1), SlotSecret::new(KeyBytes::copy_of(&[i + 1; 32])));
+            let key = remote_name(i);
+            server.set(&key, RemoteKeyState::Enabled);
+            for new in [
+                NewSecret::Credential {
+                    name: ["a", "b"][usize::from(i)],
+                    contents: &file,
+                },
+                NewSecret::Command {
+                    words: &words[usize::from(i)],
+                    output: &file,
+                },
+                NewSecret::Recipient(identities[usize::from(i)].recipient()),
+                NewSecret::Tpm {
+                    object: &tpm_object(i),
+                    secret: &secret,
+                },
+                NewSecret::RemoteKey {
+                    key: &key,
+                    provider: &*server,
+                },
+            ] {
+                number += 1;
+                assert_eq!(keystore.add_slot(&number.to_string(), &new, 1), Ok(SlotId(number)));
+            }
+        }
+        (keystore, identities, server)
+    }
+
+    fn remote(number: u8, provider: &Arc<MemoryProvider>) -> Unlock {
+        Unlock::RemoteKey {
+            key: remote_name(number),
+            provider: provider.clone(),
+        }
+    }
+
+    #[test]
+    fn each_of_several_slots_of_a_kind_opens_with_what_it_names() {
+        let (mut keystore, [one, two], server) = two_of_each();
+        let bytes = keystore.encode(1).unwrap();
+        for (unlock, slot) in [
+            (credential("a", 1), 2),
+            (credential("b", 2), 7),
+            (command(&["get", "a"], 1), 3),
+            (command(&["get", "b"], 2), 8),
+            (Unlock::Identity(one), 4),
+            (Unlock::Identity(two), 9),
+            (fake_tpm(0, Ok(1)), 5),
+            (fake_tpm(1, Ok(2)), 10),
+            (remote(0, &server), 6),
+            (remote(1, &server), 11),
+        ] {
+            assert_eq!(open(&bytes, &unlock, &SlotChoice::Any), Ok(SlotId(slot)), "{unlock:?}");
+            assert!(LocalKeystore::unlock(&bytes, &unlock, &SlotChoice::Id(SlotId(slot))).is_ok());
+            let other = SlotChoice::Id(SlotId(slot % 11 + 1));
+            let error = open(&bytes, &unlock, &other).unwrap_err();
+            assert_eq!(error, UnlockError::NoSlotOfKind(unlock.kind()));
+        }
+    }
+
+    #[test]
+    fn slots_open_after_another_was_removed() {
+        let (mut keystore, [one, _], server) = two_of_each();
+        let _ = keystore.remove_slot(SlotId(1), 2).unwrap();
+        let bytes = keystore.encode(2).unwrap();
+        for unlock in [
+            credential("a", 1),
+            command(&["get", "a"], 1),
+            Unlock::Identity(one),
+            fake_tpm(0, Ok(1)),
+            remote(0, &server),
+        ] {
+            assert!(
+                LocalKeystore::unlock(&bytes, &unlock, &SlotChoice::Any).is_ok(),
+                "{unlock:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_for_a_slot_does_not_open_it() {
+        let (mut keystore, _, server) = two_of_each();
+        let bytes = keystore.encode(1).unwrap();
+        let refused = |unlock: &Unlock| open(&bytes, unlock, &SlotChoice::Any).unwrap_err();
+        for (unlock, error) in [
+            // What a slot names decides, not what opens another.
+            (credential("a", 2), UnlockError::WrongSecret(SecretKind::Credential)),
+            (credential("c", 1), UnlockError::NoSlotOfKind(SecretKind::Credential)),
+            (command(&["get", "a"], 2), UnlockError::WrongSecret(SecretKind::Command)),
+            (command(&["get"], 1), UnlockError::NoSlotOfKind(SecretKind::Command)),
+            (
+                command(&["get", "a", ""], 1),
+                UnlockError::NoSlotOfKind(SecretKind::Command),
+            ),
+            (
+                Unlock::Identity(Identity::generate()),
+                UnlockError::NoSlotOfKind(SecretKind::Identity),
+            ),
+            (remote(2, &server), UnlockError::NoSlotOfKind(SecretKind::RemoteKey)),
+        ] {
+            assert_eq!(refused(&unlock), error);
+            assert!(!error.to_string().contains("takes a identity"));
+        }
+        let (slot, provider) = (SlotId(6), server.name());
+        server.set(&remote_name(0), RemoteKeyState::Disabled);
+        let error = ProviderError::Disabled;
+        assert_eq!(
+            refused(&remote(0, &server)),
+            UnlockError::Remote { slot, provider, error }
+        );
+    }
+
+    #[test]
+    fn a_tpm_that_did_not_seal_one_slot_is_asked_for_the_next_but_a_pin_is_tried_once() {
+        let (mut keystore, _, _) = two_of_each();
+        let bytes = keystore.encode(1).unwrap();
+        let refused = |unlock: &Unlock| open(&bytes, unlock, &SlotChoice::Any).unwrap_err();
+        assert_eq!(open(&bytes, &fake_tpm(1, Ok(2)), &SlotChoice::Any), Ok(SlotId(10)));
+        let (slot, error) = (SlotId(5), TpmError::OtherTpm);
+        assert_eq!(refused(&fake_tpm(9, Ok(1))), UnlockError::Tpm { slot, error });
+        let error = TpmError::WrongPin;
+        let wrong = fake_tpm(0, Err(error));
+        assert_eq!(refused(&wrong), UnlockError::Tpm { slot, error });
+        let tried = LocalKeystore::try_each(&bytes, &wrong).unwrap();
+        assert_eq!(tried, [(slot, Err(UnlockError::Tpm { slot, error }))]);
+        // The register of the first slot changed; that of the second has not.
+        let tried = LocalKeystore::try_each(&bytes, &fake_tpm(1, Ok(2))).unwrap();
+        let error = TpmError::OtherTpm;
+        assert_eq!(
+            tried,
+            [(slot, Err(UnlockError::Tpm { slot, error })), (SlotId(10), Ok(()))]
+        );
+    }
+
+    #[test]
+    fn a_slot_made_to_name_another_command_or_recipient_does_not_open() {
+        let words = |text: &str| SlotKind::Command {
+            words: vec![text.to_owned()],
+        };
+        let (keystore, _, _) = two_of_each();
+        let bytes = keystore.encode_with_kind(SlotId(3), words("evil"));
+        assert_eq!(
+            open(&bytes, &command(&["get", "a"], 1), &SlotChoice::Any),
+            Err(UnlockError::NoSlotOfKind(SecretKind::Command))
+        );
+        let (keystore, _, _) = two_of_each();
+        let bytes = keystore.encode_with_kind(SlotId(3), words("get"));
+        let slot = SlotId(3);
+        assert_eq!(
+            open(&bytes, &command(&["get"], 1), &SlotChoice::Any),
+            Err(UnlockError::DamagedSlot { slot }),
+            "the kind is sealed with the root"
+        );
+        // One slot's secret, sealed to the same recipient, in another slot.
+        let (keystore, [one, _], _) = two_of_each();
+        let kind = keystore.slots()[3].kind.clone();
+        let bytes = keystore.encode_with_kind(SlotId(9), kind);
+        assert_eq!(
+            open(&bytes, &Unlock::Identity(one), &SlotChoice::Id(SlotId(9))),
+            Err(UnlockError::DamagedSlot { slot: SlotId(9) })
+        );
+    }
+
+    #[test]
+    fn a_share_code_is_the_slot_s_for_ever_and_not_a_stranger_s() {
+        let (mut keystore, [one, _], _) = two_of_each();
+        let slot = SlotId(4);
+        let code = keystore.share_code(slot).unwrap();
+        assert_ne!(keystore.share_code(SlotId(9)).unwrap(), code);
+        let _ = keystore.remove_slot(SlotId(1), 2).unwrap();
+        let bytes = keystore.encode(2).unwrap();
+        let (mut opened, by) = LocalKeystore::unlock(&bytes, &Unlock::Identity(one), &SlotChoice::Any).unwrap();
+        assert_eq!((by, opened.share_code(slot)), (slot, Ok(code)));
+        assert_eq!(
+            opened.share_code(SlotId(1)),
+            Err(KeystoreError::NoSuchSlot { slot: SlotId(1) })
+        );
+
+        // A keystore that someone else has made for the same recipient.
+        let recipient = identity_of(&opened);
+        let mut forged = LocalKeystore::create("1", &NewSecret::Recipient(&recipient), 1).unwrap();
+        assert_ne!(forged.share_code(SlotId(1)).unwrap(), code);
+        // Nor is it that of a recipient who was removed and added again.
+        let _ = opened.remove_slot(slot, 3).unwrap();
+        assert_eq!(
+            opened.add_slot("again", &NewSecret::Recipient(&recipient), 3),
+            Ok(SlotId(1))
+        );
+        assert_ne!(opened.share_code(SlotId(1)).unwrap(), code);
+        assert!(forged.encode(1).is_ok());
+    }
+
+    /// Returns the recipient of slot 4.
+    fn identity_of(keystore: &LocalKeystore) -> Recipient {
+        let slot = keystore.slots().iter().find(|slot| slot.id == SlotId(4)).unwrap();
+        match &slot.kind {
+            SlotKind::Recipient { recipient, .. } => Recipient::from_bytes(recipient).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_secret_is_tried_on_each_slot_it_may_open() {
+        let secret = passphrase("correct horse");
+        let mut keystore = LocalKeystore::create("a", &NewSecret::Passphrase(&secret, EASY), 1).unwrap();
+        let other = passphrase("other");
+        keystore.add_slot("b", &NewSecret::Passphrase(&other, EASY), 1).unwrap();
+        keystore.add_slot("c", &NewSecret::KeyFile(&key_file(1)), 1).unwrap();
+        keystore
+            .add_slot("d", &NewSecret::Passphrase(&secret, EASY), 1)
+            .unwrap();
+        let bytes = keystore.encode(1).unwrap();
+        let tried = LocalKeystore::try_each(&bytes, &Unlock::Passphrase(secret)).unwrap();
+        let wrong = || Err(UnlockError::WrongSecret(SecretKind::Passphrase));
+        assert_eq!(tried, [(SlotId(1), Ok(())), (SlotId(2), wrong()), (SlotId(4), Ok(()))]);
+        assert_eq!(LocalKeystore::try_each(&bytes, &credential("a", 1)).unwrap(), []);
+        assert!(LocalKeystore::try_each(b"", &credential("a", 1)).is_err());
+    }
+
     #[test]
     fn two_slots_with_one_passphrase_have_two_salts() {
         let secret = passphrase("x");
@@ -512,32 +705,5 @@ pub(super) mod tests {
             .add_slot("b", &NewSecret::Passphrase(&secret, EASY), 1)
             .unwrap();
         assert_ne!(keystore.slots()[0].kind, keystore.slots()[1].kind);
-    }
-
-    #[test]
-    fn a_secret_has_a_size() {
-        let file = |size| KeyFile::new(Zeroizing::new(vec![1; size])).map(|_| ());
-        assert_eq!(
-            Passphrase::new(Zeroizing::new(Vec::new())).unwrap_err(),
-            SecretSizeError::EmptyPassphrase
-        );
-        assert_eq!(file(31), Err(SecretSizeError::KeyFileSize(31)));
-        assert_eq!(file(32), Ok(()));
-        assert_eq!(file(1024 * 1024), Ok(()));
-        assert_eq!(
-            file(1024 * 1024 + 1),
-            Err(SecretSizeError::KeyFileSize(1024 * 1024 + 1))
-        );
-    }
-
-    #[test]
-    fn secrets_are_not_printed() {
-        for unlock in [
-            Unlock::Passphrase(passphrase("hunter2")),
-            Unlock::KeyFile(key_file(b'h')),
-            Unlock::RecoveryKey(RecoveryKey::generate()),
-        ] {
-            assert!(format!("{unlock:?}").contains("[redacted]"));
-        }
     }
 }

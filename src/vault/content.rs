@@ -6,7 +6,9 @@
 //! - ciphers run outside the lock, the lock is held around each read and write of the storage, so that nobody reads a block half written;
 //! - the change of a sealed file to *open* is durable before the first of its bytes changes.
 
-use std::{cell::RefCell, fmt, io, ops::Range};
+mod verify;
+
+use std::{cell::RefCell, cmp::Ordering, fmt, io, ops::Range, thread::LocalKey};
 
 use parking_lot::{RwLock, RwLockUpgradableReadGuard};
 use rustix::fs::Timespec;
@@ -15,8 +17,7 @@ use crate::{
     backing::{ShortWrite, Storage},
     crypto::{
         TAG_SIZE,
-        block::BlockCipher,
-        random,
+        block::{BlockCipher, Run, is_hole},
         seal::{BlockSum, SealKey},
     },
     format::{
@@ -114,15 +115,28 @@ pub struct Content<S> {
 #[derive(Debug)]
 struct ContentState {
     preamble: Preamble,
-    /// The storage holds this preamble; false for a new file before its first write.
+    /// The storage holds a preamble; false for a new file before its first write.
     preamble_stored: bool,
+    /// The storage may hold another one than this, since storing or syncing it failed: nothing changes before that has succeeded.
+    preamble_behind: bool,
     size: PlainSize,
     /// The sum over the blocks as they are; unknown after a crash, and computed anew when the file is sealed.
     sum: Option<BlockSum>,
     /// Bytes behind the last block that a crash left.
     torn: bool,
+    /// hushfs has given the file more than one name, or a crash leaves open whether. How many it has on disk is for anyone to change.
+    several_names: bool,
     /// Counts changes, so that a seal can tell whether what was made durable is still all there is.
     changes: u64,
+}
+
+/// What stands in the storage of existing content.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'p> {
+    /// How much there is in all.
+    pub size: CipherSize,
+    /// What it begins with.
+    pub preamble: &'p UnverifiedPreamble,
 }
 
 /// What was seen before content was made durable; see [`Content::finish_seal`].
@@ -134,11 +148,14 @@ pub struct SealTicket {
 thread_local! {
     /// Ciphertext of the request at hand, reused from request to request.
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+
+    /// Whole blocks of a read that asks for parts of them.
+    static BLOCKS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` with this thread's buffer, `len` bytes of whatever it held before.
-fn with_sealed_buffer<R>(len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
-    SEALED.with_borrow_mut(|buffer| {
+/// Runs `f` with a buffer of this thread, `len` bytes of whatever it held before.
+fn with_buffer<R>(buffer: &'static LocalKey<RefCell<Vec<u8>>>, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
+    buffer.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
@@ -169,8 +186,9 @@ impl BlockRange {
         self.last.0 - self.first.0 + 1
     }
 
-    fn indices(&self) -> impl Iterator<Item = BlockIndex> + use<> {
-        (self.first.0..=self.last.0).map(BlockIndex)
+    /// Returns the blocks that the write covers whole; none where there is no block between its ends.
+    fn whole(&self, layout: &Layout) -> Range<u64> {
+        self.start.div_ceil(layout.block_size())..self.end / layout.block_size()
     }
 
     /// Returns which bytes of a block the write covers.
@@ -179,6 +197,14 @@ impl BlockRange {
         let from = self.start.max(start) - start;
         let to = self.end.min(start + layout.block_size()) - start;
         from as usize..to as usize
+    }
+
+    /// Returns the blocks that the write covers in part: the first, the last, one or neither.
+    fn edges(&self, layout: &Layout) -> impl Iterator<Item = BlockIndex> + use<> {
+        let whole = self.whole(layout);
+        let last = (self.last != self.first).then_some(self.last);
+        let edges = [Some(self.first), last].into_iter().flatten();
+        edges.filter(move |block| !whole.contains(&block.0))
     }
 
     /// Returns the part of the data that goes into a block.
@@ -205,9 +231,11 @@ impl<S: Storage> Content<S> {
             ContentState {
                 preamble: Preamble::new(fields.file, fields.commitment),
                 preamble_stored: false,
+                preamble_behind: false,
                 size: PlainSize(0),
                 sum: Some(BlockSum::default()),
                 torn: false,
+                several_names: false,
                 changes: 0,
             },
         )
@@ -224,9 +252,10 @@ impl<S: Storage> Content<S> {
         storage: S,
         layout: Layout,
         header: &FileHeader,
-        preamble: &UnverifiedPreamble,
+        stored: Stored<'_>,
         place: impl FnOnce(&SealKey) -> Option<[u8; 32]>,
     ) -> Result<Self, ContentError> {
+        let preamble = stored.preamble;
         // The commitment first: before it nothing says that this key is the one the content was written with.
         if preamble.file() != header.fields.file || preamble.commitment() != &header.fields.commitment {
             return Err(ContentError::WrongFile);
@@ -235,7 +264,7 @@ impl<S: Storage> Content<S> {
             .data_key
             .seal_key(header.fields.file, header.fields.suite.number());
         let preamble = preamble.verify(&seal_key).map_err(ContentError::Preamble)?;
-        let extent = layout.extent(CipherSize(storage.len()?));
+        let extent = layout.extent(stored.size);
         let sealed = preamble.state == State::Sealed;
         if sealed {
             if extent.torn != 0 || extent.plain != preamble.plain_size {
@@ -248,13 +277,17 @@ impl<S: Storage> Content<S> {
         }
         let state = ContentState {
             sum: sealed.then_some(preamble.sum),
+            several_names: preamble.places.current.is_none(),
             preamble,
             preamble_stored: true,
+            preamble_behind: false,
             size: extent.plain,
             torn: extent.torn != 0,
             changes: 0,
         };
-        Ok(Self::with_state(storage, layout, header, state))
+        let content = Self::with_state(storage, layout, header, state);
+        content.see_cut(&mut content.state.write());
+        Ok(content)
     }
 
     fn with_state(storage: S, layout: Layout, header: &FileHeader, state: ContentState) -> Self {
@@ -300,6 +333,24 @@ impl<S: Storage> Content<S> {
         state.preamble.state == State::Sealed && state.preamble.places.next.is_some()
     }
 
+    /// Checks that the file may be found at a place, besides the one it was opened at.
+    ///
+    /// # Errors
+    ///
+    /// [`ContentError::Misplaced`].
+    pub fn check_place(&self, place: impl FnOnce(&SealKey) -> [u8; 32]) -> Result<(), ContentError> {
+        let state = self.state.read();
+        let is_admitted = match state.preamble.state {
+            State::Sealed => state.preamble.places.admit(&place(&self.seal_key)),
+            State::Open => state.several_names,
+        };
+        if is_admitted {
+            Ok(())
+        } else {
+            Err(ContentError::Misplaced)
+        }
+    }
+
     /// Ends a rename that is durable: the file may be found at `place` only. Nothing for an open file.
     ///
     /// # Errors
@@ -308,12 +359,11 @@ impl<S: Storage> Content<S> {
     pub fn settle(&self, place: impl FnOnce(&SealKey) -> [u8; 32]) -> Result<(), ContentError> {
         let mut state = self.state.write();
         if state.preamble.state == State::Sealed && state.preamble.places.next.is_some() {
-            state.preamble.places = Places {
+            let places = Places {
                 current: Some(place(&self.seal_key)),
                 next: None,
             };
-            self.storage
-                .write_with_mtime(&state.preamble.encode(&self.seal_key), 0, None)?;
+            self.store_places(&mut state, places)?;
         }
         Ok(())
     }
@@ -321,6 +371,15 @@ impl<S: Storage> Content<S> {
     /// Returns how often the file was sealed.
     pub fn seal_count(&self) -> u64 {
         self.state.read().preamble.seal_count
+    }
+
+    /// Returns what tells the last seal from all others: its count, and a mark of the content, which is known while nothing has changed since.
+    pub fn last_seal(&self) -> (u64, Option<[u8; 16]>) {
+        let state = self.state.read();
+        let Preamble { plain_size, sum, .. } = state.preamble;
+        let sealed = state.preamble.state == State::Sealed;
+        let mark = sealed.then(|| self.seal_key.content_mark(plain_size, sum));
+        (state.preamble.seal_count, mark)
     }
 
     /// Reads up to `len` bytes at `offset`; fewer at the end of the file.
@@ -364,10 +423,12 @@ impl<S: Storage> Content<S> {
             self.read_blocks(&blocks, size, room)?;
             return Ok(len);
         }
-        let mut plain = Vec::new();
-        let range = self.read(offset, len, &mut plain)?;
-        room[..range.len()].copy_from_slice(&plain[range.clone()]);
-        Ok(range.len())
+        with_buffer(&BLOCKS, plain_size, |plain| {
+            self.read_blocks(&blocks, size, plain)?;
+            let start = (offset.0 - self.layout.plain_start(blocks.first).0) as usize;
+            room[..len].copy_from_slice(&plain[start..start + len]);
+            Ok(len)
+        })
     }
 
     fn read_blocks(&self, blocks: &BlockRange, size: PlainSize, plain: &mut [u8]) -> Result<(), ContentError> {
@@ -390,45 +451,30 @@ impl<S: Storage> Content<S> {
         plain: &mut [u8],
     ) -> Result<(), ContentError> {
         let count = last.0 - first.0 + 1;
-        with_sealed_buffer((count * self.layout.stride()) as usize, |sealed| {
-            let (got, size, sparse) = {
+        with_buffer(&SEALED, (count * self.layout.stride()) as usize, |sealed| {
+            let plain_len = |size| self.layout.plain_len_of_run(first, count, size) as usize;
+            let wanted = plain_len(expected);
+            let (got, there, sealed_len, has_holes) = {
                 let state = self.state.read();
-                let got = self.storage.read_at(sealed, self.layout.cipher_start(first).0)?;
-                (got, state.size, state.preamble.sparse)
+                let there = plain_len(state.size);
+                // No more than there is: to be told that the file ends takes another call.
+                let sealed_len = self.layout.sealed_len(there as u64) as usize;
+                let start = self.layout.cipher_start(first);
+                let got = self.storage.read_at(&mut sealed[..sealed_len], start.0)?;
+                (got, there, sealed_len, state.preamble.sparse)
             };
-            for i in 0..count {
-                let block = BlockIndex(first.0 + i);
-                let at = (i * self.layout.stride()) as usize;
-                let out = &mut plain[(i * self.layout.block_size()) as usize..];
-                let len = self.layout.plain_len(block, size) as usize;
-                let end = at + len + self.layout.overhead() as usize;
-                if len == 0 {
-                    // Cut since the size was looked at: what is gone reads as zeros, as the kernel does with pages behind the end.
-                    let len = self.layout.plain_len(block, expected) as usize;
-                    out[..len].fill(0);
-                } else if end > got {
-                    return Err(ContentError::Damaged(block));
-                } else {
-                    self.open_block(block, &sealed[at..end], sparse, &mut out[..len])?;
-                }
+            if got < sealed_len {
+                return Err(ContentError::Damaged(BlockIndex(
+                    first.0 + got as u64 / self.layout.stride(),
+                )));
             }
+            self.cipher
+                .open_run(self.run(first), has_holes, &sealed[..sealed_len], &mut plain[..there])
+                .map_err(ContentError::Damaged)?;
+            // Cut since the size was looked at: what is gone reads as zeros, as the kernel does with pages behind the end.
+            plain[there..wanted.max(there)].fill(0);
             Ok(())
         })
-    }
-
-    /// Opens one block, or fills a hole with zeros.
-    fn open_block(&self, block: BlockIndex, sealed: &[u8], sparse: bool, plain: &mut [u8]) -> Result<(), ContentError> {
-        if is_hole(sealed) {
-            // Without the flag a zeroed block is damage or an attack, never data: EncFS and others return zeros here.
-            if !sparse {
-                return Err(ContentError::Damaged(block));
-            }
-            plain.fill(0);
-            return Ok(());
-        }
-        self.cipher
-            .open(block, sealed, plain)
-            .map_err(|_| ContentError::Damaged(block))
     }
 
     /// Reads one block as it is, with the lock held.
@@ -438,7 +484,22 @@ impl<S: Storage> Content<S> {
         if got < sealed.len() {
             return Err(ContentError::Damaged(block));
         }
-        self.open_block(block, &sealed, state.preamble.sparse, plain)
+        self.cipher
+            .open_run(self.run(block), state.preamble.sparse, &sealed, plain)
+            .map_err(ContentError::Damaged)
+    }
+
+    /// Returns the run of blocks that begins with `first`.
+    fn run(&self, first: BlockIndex) -> Run {
+        Run {
+            first,
+            block_size: self.layout.block_size() as usize,
+        }
+    }
+
+    /// Seals blocks from `first` on side by side, each under a new nonce; returns what they add to the sum.
+    fn seal_run(&self, first: BlockIndex, plain: &[u8], sealed: &mut [u8]) -> BlockSum {
+        self.cipher.seal_run(&self.seal_key, self.run(first), plain, sealed)
     }
 
     /// Writes `data` at `offset`, extending the file as needed.
@@ -459,19 +520,18 @@ impl<S: Storage> Content<S> {
         }
         let blocks = BlockRange::new(&self.layout, offset, data.len());
         let buffer_len = PREAMBLE_SIZE as usize + (blocks.count() * self.layout.stride()) as usize;
-        with_sealed_buffer(buffer_len, |buffer| {
+        with_buffer(&SEALED, buffer_len, |buffer| {
             let (preamble_space, sealed) = buffer.split_at_mut(PREAMBLE_SIZE as usize);
-            self.fill_nonces(&blocks, sealed);
-            // The bulk of the work, outside the lock: blocks the write covers whole.
             let mut added = BlockSum::default();
-            let block_size = self.layout.block_size() as usize;
-            for block in blocks.indices() {
-                if blocks.within(&self.layout, block).len() == block_size {
-                    let at = blocks.position(&self.layout, block);
-                    let sealed = &mut sealed[at..at + self.layout.stride() as usize];
-                    self.cipher.seal(block, blocks.slice(&self.layout, block, data), sealed);
-                    added += self.seal_key.term(block, &BlockCipher::tag(sealed));
-                }
+            let whole = blocks.whole(&self.layout);
+            if !whole.is_empty() {
+                // The bulk of the work, outside the lock.
+                let first = BlockIndex(whole.start);
+                let from = (self.layout.plain_start(first).0 - blocks.start) as usize;
+                let len = (whole.end - whole.start) * self.layout.block_size();
+                let at = blocks.position(&self.layout, first);
+                let sealed = &mut sealed[at..][..self.layout.sealed_len(len) as usize];
+                added += self.seal_run(first, &data[from..][..len as usize], sealed);
             }
             let mut state = self.state.write();
             let leaves_hole =
@@ -480,18 +540,21 @@ impl<S: Storage> Content<S> {
             self.pad_tail_before(&mut state, blocks.first)?;
             let mut sealed_len = blocks.count() as usize * self.layout.stride() as usize;
             let mut merged: Vec<(BlockIndex, Vec<u8>)> = Vec::new();
-            for block in [blocks.first, blocks.last] {
+            for block in blocks.edges(&self.layout) {
                 let within = blocks.within(&self.layout, block);
-                if within.len() < block_size && merged.last().is_none_or(|(done, _)| *done != block) {
-                    let plain = self.merge(&state, block, within, blocks.slice(&self.layout, block, data))?;
-                    let at = blocks.position(&self.layout, block);
-                    let end = at + plain.len() + self.layout.overhead() as usize;
-                    self.cipher.seal(block, &plain, &mut sealed[at..end]);
-                    added += self.seal_key.term(block, &BlockCipher::tag(&sealed[at..end]));
-                    if block == blocks.last {
-                        sealed_len = end;
-                    }
-                    merged.push((block, plain));
+                let new = blocks.slice(&self.layout, block, data);
+                let replaces_all = within.start == 0 && within.end as u64 >= self.layout.plain_len(block, state.size);
+                let plain = if replaces_all {
+                    new
+                } else {
+                    merged.push((block, self.merge(&state, block, within, new)?));
+                    &merged[merged.len() - 1].1
+                };
+                let at = blocks.position(&self.layout, block);
+                let end = at + self.layout.sealed_len(plain.len() as u64) as usize;
+                added += self.seal_run(block, plain, &mut sealed[at..end]);
+                if block == blocks.last {
+                    sealed_len = end;
                 }
             }
             if !state.preamble_stored && blocks.first.0 > 0 {
@@ -525,21 +588,6 @@ impl<S: Storage> Content<S> {
         })
     }
 
-    /// Puts a new nonce in front of each block of a write.
-    fn fill_nonces(&self, blocks: &BlockRange, sealed: &mut [u8]) {
-        let nonce_size = self.layout.suite().nonce_size();
-        // Drawn in bulk, sixteen blocks at a time.
-        let mut drawn = [0; 16 * 24];
-        for (i, block) in blocks.indices().enumerate() {
-            let slot = i % 16;
-            if slot == 0 {
-                random::fill_nonces(&mut drawn[..nonce_size * 16]);
-            }
-            let at = blocks.position(&self.layout, block);
-            sealed[at..at + nonce_size].copy_from_slice(&drawn[slot * nonce_size..][..nonce_size]);
-        }
-    }
-
     /// Returns a block's content after a write to a part of it.
     fn merge(
         &self,
@@ -550,7 +598,7 @@ impl<S: Storage> Content<S> {
     ) -> Result<Vec<u8>, ContentError> {
         let old_len = self.layout.plain_len(block, state.size) as usize;
         let mut plain = vec![0; old_len.max(within.end)];
-        if old_len > 0 && (within.start > 0 || within.end < old_len) {
+        if old_len > 0 {
             self.read_block(state, block, &mut plain[..old_len])?;
         }
         plain[within].copy_from_slice(data);
@@ -571,26 +619,53 @@ impl<S: Storage> Content<S> {
         let old_len = self.layout.plain_len(tail, state.size) as usize;
         let mut plain = vec![0; len];
         self.read_block(state, tail, &mut plain[..old_len])?;
-        self.replace_block(state, tail, &plain)?;
+        self.replace_block(state, tail, &plain, &plain[..old_len])?;
         state.size = PlainSize(self.layout.plain_start(tail).0 + len as u64);
         Ok(())
     }
 
-    /// Seals and stores one block in place of what is there.
-    fn replace_block(&self, state: &mut ContentState, block: BlockIndex, plain: &[u8]) -> Result<(), ContentError> {
-        let mut sealed = vec![0; plain.len() + self.layout.overhead() as usize];
-        random::fill_nonces(&mut sealed[..self.layout.suite().nonce_size()]);
-        self.cipher.seal(block, plain, &mut sealed);
-        self.forget_terms(state, block, block)?;
-        state.changes += 1;
-        if let Err(short) = self.storage.write_at(&sealed, self.layout.cipher_start(block).0) {
+    /// Seals and stores one block in place of what is there, which is put back where only a part of the new one could be stored.
+    fn replace_block(
+        &self,
+        state: &mut ContentState,
+        block: BlockIndex,
+        plain: &[u8],
+        old: &[u8],
+    ) -> Result<(), ContentError> {
+        let result = self.store_block(state, block, plain);
+        if let Err(short) = &result
+            && short.written > 0
+        {
+            self.mend_block(state, block, old);
+            self.drop_excess(state, self.layout.cipher_size(state.size));
+        }
+        result.map_err(|short| short.error.into())
+    }
+
+    /// Seals and stores one block.
+    fn store_block(&self, state: &mut ContentState, block: BlockIndex, plain: &[u8]) -> Result<(), ShortWrite> {
+        let mut sealed = vec![0; self.layout.sealed_len(plain.len() as u64) as usize];
+        let added = self.seal_run(block, plain, &mut sealed);
+        // Whatever is there when tags cannot be read, the sum is computed anew.
+        if self.forget_terms(state, block, block).is_err() {
             state.sum = None;
-            return Err(short.error.into());
         }
-        if let Some(sum) = &mut state.sum {
-            *sum += self.seal_key.term(block, &BlockCipher::tag(&sealed));
+        state.changes += 1;
+        let result = self.storage.write_at(&sealed, self.layout.cipher_start(block).0);
+        match &result {
+            Ok(()) => {
+                if let Some(sum) = &mut state.sum {
+                    *sum += added;
+                }
+            }
+            Err(_) => state.sum = None,
         }
-        Ok(())
+        result
+    }
+
+    /// Cuts what a failed write has left behind the end; now, or before the next change.
+    fn drop_excess(&self, state: &mut ContentState, size: CipherSize) {
+        state.torn |= self.storage.set_len(size.0).is_err();
     }
 
     /// Takes the blocks as they are out of the sum, before they are overwritten or freed.
@@ -647,21 +722,47 @@ impl<S: Storage> Content<S> {
         let broken = BlockIndex(blocks.first.0 + whole);
         let old_len = self.layout.plain_len(broken, old_size) as usize;
         if old_len > 0 && broken <= blocks.last {
-            // Its space is there already at the old length, so this can succeed on a full disk.
             let plain = match merged.iter().find(|(block, _)| *block == broken) {
                 Some((_, plain)) => &plain[..old_len],
                 None => &blocks.slice(&self.layout, broken, data)[..old_len],
             };
-            if self.replace_block(state, broken, plain).is_err() {
-                log::error!("block {} was lost: the backing filesystem took half of it", broken.0);
-            }
+            self.mend_block(state, broken, plain);
         }
         if state.preamble_stored {
-            let _ = self.storage.set_len(self.layout.cipher_size(state.size).0);
+            self.drop_excess(state, self.layout.cipher_size(state.size));
         } else {
+            // The next write begins there too.
             let _ = self.storage.set_len(0);
         }
         ContentError::Io(short.error)
+    }
+
+    /// Stores a block at the length it had, after a write that stopped inside it: its space is there already, so this can succeed on a full disk.
+    fn mend_block(&self, state: &mut ContentState, block: BlockIndex, plain: &[u8]) {
+        let is_mended = self.store_block(state, block, plain).is_ok()
+            || self
+                .restore_hole(state, block, plain.len())
+                .is_ok_and(|is_hole| is_hole);
+        if !is_mended {
+            log::error!("block {} was lost: the backing filesystem took half of it", block.0);
+        }
+    }
+
+    /// Makes a block a hole again, of which a write has reached the front only; tells whether it was one. A hole has no space that is
+    /// there already.
+    fn restore_hole(&self, state: &ContentState, block: BlockIndex, old_len: usize) -> Result<bool, ContentError> {
+        let (start, size) = (
+            self.layout.cipher_start(block).0,
+            self.layout.sealed_len(old_len as u64),
+        );
+        // Where no write has come to. A block's ciphertext does not end like this.
+        let mut end = [0; TAG_SIZE];
+        let at = start + size - TAG_SIZE as u64;
+        if !state.preamble.sparse || self.storage.read_at(&mut end, at)? < TAG_SIZE || end != [0; TAG_SIZE] {
+            return Ok(false);
+        }
+        self.storage.punch(start, size)?;
+        Ok(true)
     }
 
     /// Prepares a change: the file is open, durably so if it was sealed; what a crash left is cleared away.
@@ -673,12 +774,16 @@ impl<S: Storage> Content<S> {
         }
         let newly_sparse = makes_sparse && !state.preamble.sparse;
         state.preamble.sparse |= makes_sparse;
-        if (was_sealed || newly_sparse) && state.preamble_stored {
+        if (was_sealed || newly_sparse || state.preamble_behind) && state.preamble_stored {
+            let must_be_durable = was_sealed || state.preamble_behind;
+            // Until it is there: whoever tries again must not take it for stored.
+            state.preamble_behind = true;
             self.store_preamble(state)?;
-        }
-        if was_sealed {
-            // The mark must be on disk before the change it announces: a sealed file that does not match was changed by someone.
-            self.storage.sync_data()?;
+            if must_be_durable {
+                // The mark must be on disk before the change it announces: a sealed file that does not match was changed by someone.
+                self.storage.announce()?;
+            }
+            state.preamble_behind = false;
         }
         if state.preamble.cutting {
             self.finish_cut(state)?;
@@ -691,9 +796,9 @@ impl<S: Storage> Content<S> {
     }
 
     fn store_preamble(&self, state: &mut ContentState) -> Result<(), ContentError> {
-        self.storage
-            .write_at(&state.preamble.encode(&self.seal_key), 0)
-            .map_err(|short| short.error)?;
+        let result = self.storage.write_at(&state.preamble.encode(&self.seal_key), 0);
+        state.preamble_behind |= result.is_err();
+        result.map_err(|short| short.error)?;
         state.preamble_stored = true;
         Ok(())
     }
@@ -708,15 +813,21 @@ impl<S: Storage> Content<S> {
             return Err(ContentError::TooLarge);
         }
         let state = self.state.upgradable_read();
-        if new == state.size {
+        let is_unfinished = state.preamble.cutting || state.torn;
+        if new == state.size && !is_unfinished {
             return Ok(());
         }
         let mut state = RwLockUpgradableReadGuard::upgrade(state);
-        let result = if new < state.size {
-            self.start_change(&mut state, false)
-                .and_then(|()| self.cut(&mut state, new))
-        } else {
-            self.extend(&mut state, new)
+        if is_unfinished {
+            // Only then is it known how long the file is.
+            self.start_change(&mut state, false)?;
+        }
+        let result = match new.cmp(&state.size) {
+            Ordering::Less => self
+                .start_change(&mut state, false)
+                .and_then(|()| self.cut(&mut state, new)),
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => self.extend(&mut state, new),
         };
         if result.is_err() {
             state.sum = None;
@@ -730,25 +841,67 @@ impl<S: Storage> Content<S> {
         let tail_len = self.layout.plain_len(tail, new) as usize;
         let last = BlockIndex(self.layout.block_count(state.size).saturating_sub(1));
         if tail_len > 0 {
-            let old_len = self.layout.plain_len(tail, state.size) as usize;
-            let mut plain = vec![0; old_len];
-            self.read_block(state, tail, &mut plain)?;
-            state.preamble.cutting = true;
-            state.preamble.plain_size = new;
-            self.store_preamble(state)?;
-            self.forget_terms(state, BlockIndex(tail.0 + 1), last)?;
-            self.replace_block(state, tail, &plain[..tail_len])?;
-        } else {
+            return self.cut_inside(state, new, (tail, tail_len));
+        }
+        if new.0 > 0 {
             self.forget_terms(state, tail, last)?;
+        } else {
+            // Without a block there is no term. Files that are replaced are cut to nothing first, and may have been large.
+            state.sum = Some(BlockSum::default());
         }
         state.changes += 1;
         self.storage.set_len(self.layout.cipher_size(new).0)?;
         state.size = new;
-        if state.preamble.cutting {
-            state.preamble.cutting = false;
-            self.store_preamble(state)?;
-        }
         Ok(())
+    }
+
+    /// Cuts the file inside a block, to which so many bytes are left; or else leaves it as it was.
+    fn cut_inside(
+        &self,
+        state: &mut ContentState,
+        new: PlainSize,
+        (tail, tail_len): (BlockIndex, usize),
+    ) -> Result<(), ContentError> {
+        let last = BlockIndex(self.layout.block_count(state.size).saturating_sub(1));
+        let mut old = vec![0; self.layout.plain_len(tail, state.size) as usize];
+        self.read_block(state, tail, &mut old)?;
+        state.preamble.cutting = true;
+        state.preamble.plain_size = new;
+        let mut is_tail_cut = false;
+        let result = (|| -> Result<(), ContentError> {
+            self.store_preamble(state)?;
+            self.forget_terms(state, BlockIndex(tail.0 + 1), last)?;
+            self.replace_block(state, tail, &old[..tail_len], &old)?;
+            is_tail_cut = true;
+            state.changes += 1;
+            self.storage.set_len(self.layout.cipher_size(new).0)?;
+            state.size = new;
+            Ok(())
+        })();
+        if result.is_err() && is_tail_cut && self.store_block(state, tail, &old).is_err() {
+            // The mark stays, and who changes the file next goes on.
+            self.see_cut(state);
+            return result;
+        }
+        state.preamble.cutting = false;
+        if self.store_preamble(state).is_err() {
+            log::debug!("the end of a cut is noted with the next change");
+        }
+        result
+    }
+
+    /// Takes a file whose last block was cut already for as long as it is to be, so that it can be read before the cut is finished.
+    fn see_cut(&self, state: &mut ContentState) {
+        let new = state.preamble.plain_size;
+        if !state.preamble.cutting || new >= state.size {
+            return;
+        }
+        let tail = self.layout.block_of(PlainOffset(new.0));
+        let mut plain = vec![0; self.layout.plain_len(tail, new) as usize];
+        if !plain.is_empty() && self.read_block(state, tail, &mut plain).is_ok() {
+            state.size = new;
+            state.torn = true;
+        }
     }
 
     /// Finishes a cut that a crash interrupted.
@@ -762,13 +915,17 @@ impl<S: Storage> Content<S> {
             if self.read_block(state, tail, &mut plain).is_err() {
                 let old_len = self.layout.plain_len(tail, state.size) as usize;
                 let mut old = vec![0; old_len];
-                self.read_block(state, tail, &mut old)?;
-                self.replace_block(state, tail, &old[..len])?;
+                match self.read_block(state, tail, &mut old) {
+                    Ok(()) => self.replace_block(state, tail, &old[..len], &old)?,
+                    // Neither was ever durable. That it cannot be read must not keep the file from being written.
+                    Err(ContentError::Damaged(block)) => log::warn!("block {} was lost in a truncation", block.0),
+                    Err(error) => return Err(error),
+                }
             }
-            self.storage.set_len(self.layout.cipher_size(new).0)?;
             state.size = new;
-            state.torn = false;
         }
+        self.storage.set_len(self.layout.cipher_size(state.size).0)?;
+        state.torn = false;
         state.sum = None;
         state.preamble.cutting = false;
         state.changes += 1;
@@ -829,8 +986,9 @@ impl<S: Storage> Content<S> {
             self.read_block(&state, block, &mut plain)?;
             let from = offset.0.max(start) - start;
             let to = end.min(start + plain.len() as u64) - start;
+            let old = plain.clone();
             plain[from as usize..to as usize].fill(0);
-            self.replace_block(&mut state, block, &plain)?;
+            self.replace_block(&mut state, block, &plain, &old)?;
         }
         if first_whole < end_whole {
             self.forget_terms(&mut state, BlockIndex(first_whole), BlockIndex(end_whole - 1))?;
@@ -953,7 +1111,7 @@ impl<S: Storage> Content<S> {
 
     /// Changes where a sealed file may be found, durably.
     ///
-    /// Does nothing to an open file: it is placed when it is sealed.
+    /// An open file is placed when it is sealed: that it is open is durable then.
     ///
     /// # Errors
     ///
@@ -961,12 +1119,43 @@ impl<S: Storage> Content<S> {
     pub fn set_places(&self, places: impl FnOnce(&SealKey, Places) -> Places) -> Result<(), ContentError> {
         let mut state = self.state.write();
         if state.preamble.state != State::Sealed {
-            return Ok(());
+            // The seal that it had may still be on disk, with the places of that time.
+            return Ok(self.storage.sync_announced()?);
         }
-        state.preamble.places = places(&self.seal_key, state.preamble.places);
-        self.storage
-            .write_with_mtime(&state.preamble.encode(&self.seal_key), 0, None)?;
+        let places = places(&self.seal_key, state.preamble.places);
+        self.store_places(&mut state, places)?;
         Ok(self.storage.sync_data()?)
+    }
+
+    /// Lets the file be found under several names from now on, in each directory that has a header of it.
+    ///
+    /// # Errors
+    ///
+    /// What the storage gives.
+    pub fn admit_several_names(&self) -> Result<(), ContentError> {
+        self.state.write().several_names = true;
+        self.set_places(|_, _| Places::default())
+    }
+
+    /// Tells whether the file may have several names; that it has them does not say so.
+    pub fn may_have_several_names(&self) -> bool {
+        self.state.read().several_names
+    }
+
+    /// Stores where a sealed file may be found.
+    fn store_places(&self, state: &mut ContentState, places: Places) -> Result<(), ContentError> {
+        let moved = Preamble {
+            places,
+            ..state.preamble.clone()
+        };
+        self.storage.write_with_mtime(&moved.encode(&self.seal_key), 0, None)?;
+        state.preamble = moved;
+        Ok(())
+    }
+
+    /// Returns how often content was changed since it was loaded.
+    pub fn changes(&self) -> u64 {
+        self.state.read().changes
     }
 
     /// Begins sealing: what is in the storage now must become durable, then [`finish_seal`](Self::finish_seal) follows.
@@ -1021,9 +1210,13 @@ impl<S: Storage> Content<S> {
             },
             ..state.preamble.clone()
         };
+        // It may be there though it failed, as where only the time could not be set.
+        state.preamble_behind = true;
         self.storage
             .write_with_mtime(&sealed.encode(&self.seal_key), 0, mtime)?;
+        state.preamble_behind = false;
         state.sum = Some(sum);
+        state.several_names = sealed.places.current.is_none();
         state.preamble = sealed;
         Ok(true)
     }
@@ -1052,45 +1245,6 @@ impl<S: Storage> Content<S> {
         }
         Ok(sum)
     }
-
-    /// Reads and authenticates everything, and compares the sum of a sealed file. `progress` hears of bytes read.
-    ///
-    /// # Errors
-    ///
-    /// The first fault found.
-    pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<(), ContentError> {
-        let size = self.size();
-        let mut plain = Vec::new();
-        let step = READ_CHUNK_BLOCKS * self.layout.block_size();
-        let sparse = self.is_sparse();
-        let mut at = 0;
-        while at < size.0 {
-            if sparse {
-                let data = self.skip_hole(self.layout.block_of(PlainOffset(at)))?;
-                let start = data.map_or(size.0, |block| self.layout.plain_start(block).0.clamp(at, size.0));
-                progress(start - at);
-                at = start;
-            }
-            let got = self.read(PlainOffset(at), step as usize, &mut plain)?.len() as u64;
-            if got == 0 {
-                break;
-            }
-            progress(got);
-            at += got;
-        }
-        let state = self.state.read();
-        let sealed = state.preamble.state == State::Sealed;
-        if sealed && self.sum_of_tags(&state)? != state.preamble.sum {
-            return Err(ContentError::WrongSum);
-        }
-        Ok(())
-    }
-}
-
-/// Tells whether a sealed block is all zero.
-fn is_hole(sealed: &[u8]) -> bool {
-    // Nonces are random, so a block that is not a hole shows it in its first bytes.
-    sealed.iter().all(|&byte| byte == 0)
 }
 
 #[cfg(test)]

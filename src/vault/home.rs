@@ -2,42 +2,63 @@
 //!
 //! `vault.hush` and `keystore.hush` are read and written here and nowhere else (docs/FORMAT.md sections 3 and 4). Both are
 //! replaced as a whole and durably, so what a crash leaves is always one version of each; `change` says why every pair of versions that
-//! can come about opens.
+//! can come about opens. The keystore may lie in another directory: `keyring` knows.
 
+mod audit;
+mod chains;
 mod change;
 mod error;
+mod keyring;
+mod keys;
+mod source;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use self::{audit::AuditLog, keys::KeysInUse, source::KeyAsker};
 pub use self::{
+    audit::{AuditError, Call, FileAudit, FileUse, LogReader, Recorded, Verified},
     change::ChangeError,
     error::{CreateError, OpenError},
+    keyring::{KeystoreHome, OpenKeystore},
+    keys::KeySource,
+    source::KeptKeys,
 };
-use super::{EpochKeys, Vault};
+use super::{
+    EpochKeys, Vault,
+    choice::KeyChoice,
+    freshness::Limits,
+    journal::recovery::{self, Recovered},
+    keeper::Keeper,
+};
 use crate::{
-    backing::{Dir, RawEntry},
+    backing::{Dir, alarm},
     crypto::{
-        keys::{EpochKey, MacKey, NamesRoot, WrappingKey},
+        keys::{CustomerKey, EpochKey, MacKey, NamesRoot, WrappingKey},
         locked::LockedKey,
         random,
+        wrap::Wrapped,
     },
     format::{
         FormatError,
-        keystore::{BODY_SIZE_MAX, Slot, SlotId, UnverifiedKeystoreFile},
+        keystore::{BODY_SIZE_MAX, Slot},
         layout::Layout,
         name::{self, KEYSTORE, Shape, VAULT_HEADER},
-        vault::{CustodianKind, EpochRecord, EpochWrap, UnverifiedVaultHeader, VAULT_HEADER_MAX, VaultHeader},
+        record::SeenHome,
+        vault::{
+            CustodianKind, EpochRecord, EpochWrap, NO_NAMES_ROOT, UnverifiedVaultHeader, VAULT_HEADER_MAX, VaultHeader,
+        },
     },
-    ids::{Epoch, VaultId},
+    ids::{Epoch, KeyId, VaultId},
     keystore::{
-        Context, Custodian, KeyError, KeyHandle, LocalKeystore, SlotChoice, Unlock, WrappedKey, local::DEFAULT_ALIAS,
+        Context, Custodian, KeyError, KeyHandle, LocalKeystore, Providers, Reach, SlotChoice, Unlock, WrappedKey,
+        local::{DEFAULT_ALIAS, VaultUse},
     },
 };
 
@@ -55,13 +76,16 @@ pub enum Lock {
     Unlocked,
 }
 
-/// A vault's directory, locked, with its two files as they were read under the lock. Nothing in them is to be believed yet.
+/// A vault's directory, locked, with its header and keystore as they were read. Nothing in them is to be believed yet.
 #[derive(Debug)]
 pub struct VaultHome {
     path: PathBuf,
     dir: Dir,
     header: UnverifiedVaultHeader,
-    keystore: Vec<u8>,
+    /// None where it lies elsewhere and was not asked for, and once it was opened.
+    keystore: Option<KeystoreHome>,
+    /// What a customer has brought.
+    customer_key: Option<CustomerKey>,
 }
 
 /// A vault whose keys are open, and what changes them.
@@ -71,16 +95,17 @@ pub struct OpenVault {
     pub home: VaultHome,
     /// The vault.
     pub vault: Vault,
-    /// The slot that opened the keystore.
-    pub slot: SlotId,
     header: VaultHeader,
-    keystore: LocalKeystore,
+    keys: KeySource,
     /// The key of the MAC of `vault.hush`: it is the current epoch's.
     mac_key: MacKey,
 }
 
+/// The pairs of an encryption context that the user has chosen.
+pub type ContextPairs = Vec<(String, String)>;
+
 impl VaultHome {
-    /// Makes a vault in a directory that is empty or not there yet, with a keystore that was just made, and locks it.
+    /// Makes a vault in a directory that is empty or not there yet, with a keystore in it that was just made, and locks it.
     ///
     /// The keystore is written first. A crash between the two files leaves a directory with a keystore only, which the next call
     /// refuses as [`CreateError::Unfinished`]: it may as well be the keystore of a vault whose header was lost, and is not ours to replace.
@@ -95,40 +120,40 @@ impl VaultHome {
         now: u64,
     ) -> Result<OpenVault, CreateError> {
         let dir = make_directory(path)?;
-        let io_error = |file: &'static str| {
-            let path = path.join(file);
-            move |source| CreateError::Io { path, source }
-        };
-        let vault = VaultId(random::bytes());
         let key = keystore.key_of_alias(DEFAULT_ALIAS).ok_or(CreateError::NoDefaultKey)?;
-        let names_root = NamesRoot::new(random::locked_key());
-        let (epoch_key, record) = make_epoch(&keystore, &[(key, Vec::new())], (vault, Epoch(1)), &names_root, now)
-            .map_err(CreateError::Key)?;
-        let header = VaultHeader::new(vault, now, layout, record);
+        // A keystore that was just made in memory has no log yet.
+        let new = NewVault::make(&keystore, layout, (key, Vec::new()), now)?;
         keystore
-            .raise_epoch_floor(vault, Epoch(1))
+            .raise_epoch_floor(new.header.vault, Epoch(1))
             .map_err(CreateError::Keystore)?;
-        let mac_key = epoch_key.vault_header_mac_key(vault);
-        let header_bytes = header.encode(&mac_key).map_err(CreateError::Format)?;
-        let keystore_bytes = keystore.encode(now).map_err(CreateError::Format)?;
-        store(&dir, KEYSTORE, &keystore_bytes).map_err(io_error(KEYSTORE))?;
-        store(&dir, VAULT_HEADER, &header_bytes).map_err(io_error(VAULT_HEADER))?;
+        let vault_use = VaultUse {
+            keys: change::vault_keys(&new.header),
+            ..VaultUse::default()
+        };
+        keystore.note_vault(new.header.vault, vault_use, now);
+        let keystore = OpenKeystore::create_in(path, &dir, keystore, now).inspect_err(|_| take_back(&dir))?;
+        new.store(path, dir, keystore.into())
+    }
 
-        let slot = keystore.slots()[0].id;
-        let keys = BTreeMap::from([(Epoch(1), epoch_key.header_wrapping_key(vault))]);
-        Ok(OpenVault {
-            home: VaultHome {
-                path: path.to_owned(),
-                dir,
-                header: UnverifiedVaultHeader::decode(&header_bytes).map_err(CreateError::Format)?,
-                keystore: keystore_bytes,
-            },
-            vault: Vault::new(vault, layout, EpochKeys::new(keys, Epoch(1)), names_root),
-            slot,
-            header,
-            keystore,
-            mac_key,
-        })
+    /// Makes a vault whose keystore lies elsewhere, under one of the keys of that.
+    ///
+    /// The header is written first; a crash leaves a vault of which the keystore has no record, which the next command that may write makes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`create`](Self::create).
+    pub fn create_under(
+        path: &Path,
+        layout: Layout,
+        mut keys: KeySource,
+        key: (KeyHandle, ContextPairs),
+        now: u64,
+    ) -> Result<OpenVault, CreateError> {
+        let dir = make_directory(path)?;
+        let new = keys.use_keys(|keys| NewVault::make(keys.custodian(), layout, key, now))?;
+        let mut open = new.store(path, dir, keys)?;
+        open.finish(now).map_err(CreateError::Record)?;
+        Ok(open)
     }
 
     /// Tells whether a vault could be made in a directory, before a passphrase is thought of; changes nothing.
@@ -147,13 +172,48 @@ impl VaultHome {
         }
     }
 
-    /// Enters a vault's directory: locks it and reads its files.
+    /// Enters a vault's directory, with the keystore in it: locks it and reads its files.
     ///
     /// # Errors
     ///
-    /// Everything that can be told without a secret, so that nobody is asked for one in vain.
+    /// Everything that can be told without a secret, so that nobody is asked for one in vain; [`OpenError::KeystoreMissing`] when the
+    /// keystore is elsewhere.
     pub fn enter(path: &Path, lock: Lock) -> Result<Self, OpenError> {
-        let io_error = |path: PathBuf| move |source| OpenError::Io { path, source };
+        Self::enter_with(path, lock, None)
+    }
+
+    /// As [`enter`](Self::enter), with a keystore that lies elsewhere, if one is given.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enter`](Self::enter).
+    pub fn enter_with(path: &Path, lock: Lock, keystore: Option<KeystoreHome>) -> Result<Self, OpenError> {
+        let home = Self::read(path, lock, keystore)?;
+        match home.keystore {
+            Some(_) => Ok(home),
+            None => Err(OpenError::KeystoreMissing { path: home.path }),
+        }
+    }
+
+    /// As [`enter`](Self::enter), whether there is a keystore in the vault or not: an agent has another.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enter`](Self::enter).
+    pub fn enter_for_agent(path: &Path, lock: Lock) -> Result<Self, OpenError> {
+        Self::read(path, lock, None)
+    }
+
+    /// Looks at what a vault's files say, with or without a keystore among them. Locks nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enter`](Self::enter).
+    pub fn look(path: &Path) -> Result<Self, OpenError> {
+        Self::read(path, Lock::Unlocked, None)
+    }
+
+    fn read(path: &Path, lock: Lock, keystore: Option<KeystoreHome>) -> Result<Self, OpenError> {
         let dir = Dir::open(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => OpenError::NoDirectory { path: path.to_owned() },
             _ => OpenError::Io {
@@ -170,30 +230,47 @@ impl VaultHome {
                 },
             })?;
         }
-        let read = |file: &'static str, max| match dir.read_small(file, max) {
-            Err(error) if error.raw_os_error() == Some(libc::EFBIG) => Err(OpenError::Damaged {
-                file,
-                error: FormatError::TrailingBytes,
-            }),
-            other => other.map_err(io_error(path.join(file))),
+        let header = match dir.read_small(VAULT_HEADER, VAULT_HEADER_MAX) {
+            Err(error) if error.raw_os_error() == Some(libc::EFBIG) => {
+                return Err(error::in_file(VAULT_HEADER)(FormatError::TrailingBytes));
+            }
+            other => other.map_err(|source| OpenError::Io {
+                path: path.join(VAULT_HEADER),
+                source,
+            })?,
         };
-        let header = read(VAULT_HEADER, VAULT_HEADER_MAX)?;
-        let keystore = read(KEYSTORE, KEYSTORE_SIZE_MAX)?;
+        // After the header: whoever changes both writes the keystore first, so this one opens what the header says.
+        let keystore = match keystore {
+            Some(keystore) => Some(keystore.read_again()?),
+            None => KeystoreHome::of_vault(path, &dir)?,
+        };
         let path = path.to_owned();
-        let (header, keystore) = match (header, keystore) {
-            (Some(header), Some(keystore)) => (header, keystore),
-            (Some(_), None) => return Err(OpenError::KeystoreMissing { path }),
-            (None, Some(_)) => return Err(OpenError::HeaderMissing { path }),
-            (None, None) => return Err(OpenError::NotAVault { path }),
+        let Some(header) = header else {
+            return Err(match keystore {
+                Some(keystore) if keystore.is_embedded() => OpenError::HeaderMissing { path },
+                _ => OpenError::NotAVault { path },
+            });
         };
         let header = UnverifiedVaultHeader::decode(&header).map_err(error::in_file(VAULT_HEADER))?;
-        UnverifiedKeystoreFile::decode(&keystore).map_err(error::in_file(KEYSTORE))?;
         Ok(VaultHome {
             path,
             dir,
             header,
             keystore,
+            customer_key: None,
         })
+    }
+
+    /// Says who serves the keys that a key server or an HSM holds.
+    pub fn set_providers(&mut self, providers: Providers) {
+        if let Some(keystore) = &mut self.keystore {
+            keystore.set_providers(providers);
+        }
+    }
+
+    /// Takes the key that a customer has brought: files of it open, and new files get it.
+    pub fn set_customer_key(&mut self, key: CustomerKey) {
+        self.customer_key = Some(key);
     }
 
     /// Returns the path the vault was entered by.
@@ -215,39 +292,132 @@ impl VaultHome {
         self.dir.open_dir(".")
     }
 
+    /// Writes what a crash left in the vault's journal to its files. With a shared lock it waits for nobody: while others read, the journal stays.
+    ///
+    /// `copied` applies a journal that is not where it was made.
+    ///
+    /// # Errors
+    ///
+    /// What writing gives; the journal stays then.
+    pub fn recover(&self, vault: &Vault, lock: Lock, copied: bool) -> Result<Recovered, OpenError> {
+        let io_error = |source| OpenError::Io {
+            path: self.path.clone(),
+            source,
+        };
+        if !recovery::is_needed(&self.dir).map_err(io_error)? {
+            return Ok(Recovered::default());
+        }
+        if lock == Lock::Exclusive {
+            return recovery::recover(vault, &self.dir, copied).map_err(io_error);
+        }
+        match self.dir.lock(false) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Recovered::default()),
+            result => result.map_err(io_error)?,
+        }
+        let recovered = recovery::recover(vault, &self.dir, copied);
+        self.dir.lock(true).map_err(io_error)?;
+        match recovered {
+            Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
+                log::warn!("the journal stays as it is on a medium that cannot be written: what it has is not seen");
+                Ok(Recovered::default())
+            }
+            recovered => recovered.map_err(io_error),
+        }
+    }
+
     /// Returns what the vault header says. Whoever can write to the vault can make it say anything.
     pub fn claims(&self) -> &VaultHeader {
         self.header.claims()
     }
 
+    /// Returns the keystore as it was found, if it was and is not open yet.
+    pub fn keystore(&self) -> Option<&KeystoreHome> {
+        self.keystore.as_ref()
+    }
+
     /// Returns the slots that the keystore says it has; as little to be believed.
     pub fn claimed_slots(&self) -> Vec<Slot> {
-        UnverifiedKeystoreFile::decode(&self.keystore).map_or_else(|_| Vec::new(), |file| file.slots().to_vec())
+        self.keystore
+            .as_ref()
+            .map_or_else(Vec::new, KeystoreHome::claimed_slots)
     }
 
     /// Opens the keystore, and with it the vault.
     ///
-    /// An older epoch whose key does not open is left out with a warning: its files are lost until the key is back, the others are not.
+    /// # Errors
+    ///
+    /// The [`OpenError`] that says why not.
+    pub fn open(mut self, unlock: &Unlock, choice: &SlotChoice) -> Result<OpenVault, OpenError> {
+        let keystore = self.open_keystore(unlock, choice)?;
+        self.open_with(keystore.into())
+    }
+
+    /// Opens the keystore alone: keys can be administered that the vault does not open with, as one that is disabled.
     ///
     /// # Errors
     ///
     /// The [`OpenError`] that says why not.
-    pub fn open(self, unlock: &Unlock, choice: &SlotChoice) -> Result<OpenVault, OpenError> {
-        let (keystore, slot) = LocalKeystore::unlock(&self.keystore, unlock, choice).map_err(error::of_unlock)?;
+    pub fn open_keystore(&mut self, unlock: &Unlock, choice: &SlotChoice) -> Result<OpenKeystore, OpenError> {
+        let keystore = self.keystore.take().ok_or_else(|| OpenError::KeystoreMissing {
+            path: self.path.clone(),
+        })?;
+        keystore.open(unlock, choice)
+    }
+
+    /// Lets go of the vault, for who wants to look at its keystore as it was found.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::KeystoreMissing`] when none was.
+    pub fn into_keystore(self) -> Result<KeystoreHome, OpenError> {
+        self.keystore.ok_or(OpenError::KeystoreMissing { path: self.path })
+    }
+
+    /// Opens the vault with the keys of its keystore.
+    ///
+    /// An older epoch whose key does not open is left out with a warning: its files give an error until the key is back, the others do not.
+    ///
+    /// # Errors
+    ///
+    /// The [`OpenError`] that says why not.
+    pub fn open_with(self, mut keys: KeySource) -> Result<OpenVault, OpenError> {
+        let is_embedded = keys.is_embedded();
+        let Opened { vault, header, mac_key } = keys.use_keys(|keys| self.unwrap_epochs(keys, is_embedded))?;
+        let mut open = OpenVault {
+            vault,
+            home: self,
+            header,
+            keys,
+            mac_key,
+        };
+        open.ask_for_files().map_err(|source| OpenError::Io {
+            path: open.home.path.clone(),
+            source,
+        })?;
+        Ok(open)
+    }
+
+    fn unwrap_epochs(&self, keys: &KeysInUse<'_>, is_embedded: bool) -> Result<Opened, OpenError> {
         // The one field used before the MAC is checked is the current epoch, and with it the wraps of its key.
         let claims = self.header.claims();
         let vault = claims.vault;
         let current = claims
             .epoch(claims.current)
             .expect("a header without its current epoch does not decode");
-        let key = unwrap_epoch(&keystore, vault, current).map_err(OpenError::Key)?;
+        let key = unwrap_epoch(keys.custodian(), None, vault, current).map_err(|error| match error {
+            // A vault's own keystore knows the vault, or is not its own. One that does has destroyed the key.
+            KeyError::NotFound { key } if is_embedded && keys.epoch_floor(vault, current) == Ok(None) => {
+                OpenError::Key(KeyError::Rejected { key })
+            }
+            error => OpenError::Key(error),
+        })?;
         let mac_key = key.vault_header_mac_key(vault);
         let header = self
             .header
             .clone()
             .verify(&mac_key)
             .map_err(error::in_file(VAULT_HEADER))?;
-        if let Some(lowest) = keystore.epoch_floor(vault)
+        if let Some(lowest) = keys.epoch_floor(vault, current).map_err(OpenError::Key)?
             && header.current < lowest
         {
             return Err(OpenError::RolledBack {
@@ -257,22 +427,38 @@ impl VaultHome {
         }
         let layout = header.layout().map_err(error::in_file(VAULT_HEADER))?;
         let names_root = unwrap_names_root(&header, &key)?;
-        let mut keys = BTreeMap::from([(header.current, key.header_wrapping_key(vault))]);
+        let mut epochs = EpochKeys::new(header.current, key.header_wrapping_key(vault));
+        let customer_key = self.customer_key.as_ref();
         for epoch in header.epochs.iter().filter(|epoch| epoch.number != header.current) {
-            match unwrap_epoch(&keystore, vault, epoch) {
-                Ok(key) => drop(keys.insert(epoch.number, key.header_wrapping_key(vault))),
+            let opened = unwrap_epoch(keys.custodian(), customer_key, vault, epoch);
+            match &opened {
+                Ok(_) => {}
+                Err(KeyError::NotBrought { key }) => {
+                    log::info!("files of epoch {} need customer key {key}", epoch.number);
+                }
                 Err(error) => log::warn!("epoch {} is left out, its files do not open: {error}", epoch.number),
             }
+            epochs.insert(epoch.number, opened.map(|key| key.header_wrapping_key(vault)));
         }
-        Ok(OpenVault {
-            vault: Vault::new(vault, layout, EpochKeys::new(keys, header.current), names_root),
-            home: self,
-            slot,
+        let customer = match customer_key {
+            Some(_) => Some(customer_epoch(&header, &epochs)?),
+            None => None,
+        };
+        let mut opened = Vault::new(vault, layout, epochs, names_root);
+        opened.choice = KeyChoice::new(&header, customer);
+        Ok(Opened {
+            vault: opened,
             header,
-            keystore,
             mac_key,
         })
     }
+}
+
+/// What the keys of a vault's epochs give.
+struct Opened {
+    vault: Vault,
+    header: VaultHeader,
+    mac_key: MacKey,
 }
 
 impl OpenVault {
@@ -281,14 +467,121 @@ impl OpenVault {
         &self.header
     }
 
-    /// Returns the keystore.
-    pub fn keystore(&self) -> &LocalKeystore {
-        &self.keystore
+    /// Returns what the vault header and the keystore are to be known by again.
+    pub fn seen(&self) -> SeenHome {
+        let header = self
+            .header
+            .encode(&self.mac_key)
+            .expect("a header that was read or stored keeps its limits");
+        SeenHome {
+            epoch: self.header.current,
+            header: self.vault.record_key().header_mark(&header),
+            keystore: self.keys.id(),
+            generation: self.keys.generation(),
+        }
     }
 
-    /// Lets go of the keystore, for who only uses files: master keys are not kept in memory longer than needed.
+    /// Returns where the vault's keys come from.
+    pub fn keys(&self) -> &KeySource {
+        &self.keys
+    }
+
+    /// Tells what it takes to ask for the keys of the vault's epochs again.
+    pub fn reach(&self) -> Reach {
+        let KeySource::Keystore(keystore) = &self.keys else {
+            return Reach::Agent;
+        };
+        let keystore = keystore.keystore();
+        let wraps = self.header.epochs.iter().flat_map(|epoch| &epoch.wraps);
+        let keys = wraps.filter_map(|wrap| keystore.keys().iter().find(|key| key.id == wrap.key));
+        keystore.reach_of(keys)
+    }
+
+    /// Returns where the vault's keys come from, for changing them.
+    pub fn keys_mut(&mut self) -> &mut KeySource {
+        &mut self.keys
+    }
+
+    /// Has the keystore, or the agent, be asked for files without a bucket key, where there may be any.
+    pub(super) fn ask_for_files(&mut self) -> io::Result<()> {
+        if self.header.bucket_keys_off().is_some() {
+            let asker = KeyAsker::new(&self.keys, &self.header)?;
+            self.vault.own_keys.set_custodian(Arc::new(asker));
+        }
+        self.vault.own_keys.set_epochs(&self.header);
+        Ok(())
+    }
+
+    /// Lets go of the keystore, for who only uses files and not for long: master keys are not kept in memory longer than needed, which they are where files
+    /// are without a bucket key.
     pub fn into_vault(self) -> (Vault, VaultHome) {
         (self.vault, self.home)
+    }
+
+    /// As [`into_vault`](Self::into_vault), with what goes on asking the keystore, or the agent, whether the vault's keys may be used.
+    ///
+    /// Of files without a bucket key operations do not wait to hear whether they may be used.
+    pub fn into_kept_vault(mut self, limits: Limits) -> (Vault, VaultHome, Keeper<KeptKeys>) {
+        self.vault.own_keys.defer(limits);
+        let keys = KeptKeys::new(self.keys, &self.header);
+        let keeper = Keeper::new(keys, self.vault.epochs(), limits, alarm::since_boot);
+        (self.vault, self.home, keeper)
+    }
+}
+
+/// A vault that is to be made, in memory.
+struct NewVault {
+    header: VaultHeader,
+    layout: Layout,
+    epoch_key: EpochKey,
+    names_root: NamesRoot,
+}
+
+impl NewVault {
+    fn make(
+        custodian: &dyn Custodian,
+        layout: Layout,
+        key: (KeyHandle, ContextPairs),
+        now: u64,
+    ) -> Result<Self, CreateError> {
+        let vault = VaultId(random::bytes());
+        let names_root = NamesRoot::new(random::locked_key());
+        let (epoch_key, record) =
+            make_epoch(custodian, &[key], (vault, Epoch(1)), Some(&names_root), now).map_err(CreateError::Key)?;
+        Ok(NewVault {
+            header: VaultHeader::new(vault, now, layout, record),
+            layout,
+            epoch_key,
+            names_root,
+        })
+    }
+
+    /// Writes the header, and opens the vault with it.
+    fn store(self, path: &Path, dir: Dir, keys: KeySource) -> Result<OpenVault, CreateError> {
+        let vault = self.header.vault;
+        let mac_key = self.epoch_key.vault_header_mac_key(vault);
+        let bytes = self.header.encode(&mac_key).map_err(CreateError::Format)?;
+        store(&dir, VAULT_HEADER, &bytes).map_err(|source| {
+            take_back(&dir);
+            CreateError::Io {
+                path: path.join(VAULT_HEADER),
+                source,
+            }
+        })?;
+        let epochs = EpochKeys::new(Epoch(1), self.epoch_key.header_wrapping_key(vault));
+        Ok(OpenVault {
+            home: VaultHome {
+                path: path.to_owned(),
+                dir,
+                header: UnverifiedVaultHeader::decode(&bytes).map_err(CreateError::Format)?,
+                keystore: None,
+                customer_key: None,
+            },
+            vault: Vault::new(vault, self.layout, epochs, self.names_root),
+            header: self.header,
+            keys,
+            mac_key,
+        })
     }
 }
 
@@ -318,29 +611,36 @@ fn make_directory(path: &Path) -> Result<Dir, CreateError> {
     Ok(dir)
 }
 
+/// Removes what was made of a vault that there will not be: the directory was empty. The header first, for the keystore alone is known to be unfinished.
+fn take_back(dir: &Dir) {
+    for file in [VAULT_HEADER, KEYSTORE] {
+        let _ = dir.unlink(file);
+    }
+}
+
 /// Makes sure that nothing is in the directory of a coming vault, but what an interrupted write left.
 fn check_empty(dir: &Dir, path: &Path) -> Result<(), CreateError> {
-    let entries = dir.entries().map_err(|source| CreateError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let has = |file: &str| entries.iter().any(|entry| entry.name == file.as_bytes());
-    if has(VAULT_HEADER) {
-        return Err(CreateError::IsVault { path: path.to_owned() });
+    let (mut has_header, mut has_keystore, mut log, mut other) = (false, false, None, None);
+    let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+    let listed = dir.each_entry(|entry| match name::shape(entry.name) {
+        Shape::Dots | Shape::Temporary => {}
+        _ if entry.name == VAULT_HEADER.as_bytes() => has_header = true,
+        _ if entry.name == KEYSTORE.as_bytes() => has_keystore = true,
+        _ if audit::is_log(entry.name) => drop(log.get_or_insert_with(|| text(entry.name))),
+        _ => drop(other.get_or_insert_with(|| text(entry.name))),
+    });
+    let path = path.to_owned();
+    match listed {
+        Err(source) => Err(CreateError::Io { path, source }),
+        Ok(()) if has_header => Err(CreateError::IsVault { path }),
+        // Where a keystore is, its log is no surprise.
+        Ok(()) => match (other, log) {
+            (Some(entry), _) => Err(CreateError::NotEmpty { path, entry }),
+            (None, _) if has_keystore => Err(CreateError::Unfinished { path }),
+            (None, Some(entry)) => Err(CreateError::NotEmpty { path, entry }),
+            (None, None) => Ok(()),
+        },
     }
-    let others = |entry: &&RawEntry| {
-        entry.name != KEYSTORE.as_bytes() && !matches!(name::shape(&entry.name), Shape::Dots | Shape::Temporary)
-    };
-    if let Some(entry) = entries.iter().find(others) {
-        return Err(CreateError::NotEmpty {
-            path: path.to_owned(),
-            entry: String::from_utf8_lossy(&entry.name).into_owned(),
-        });
-    }
-    if has(KEYSTORE) {
-        return Err(CreateError::Unfinished { path: path.to_owned() });
-    }
-    Ok(())
 }
 
 /// Replaces one of the vault's two files, durably.
@@ -348,30 +648,40 @@ fn store(dir: &Dir, file: &str, bytes: &[u8]) -> io::Result<()> {
     dir.replace(file, &name::temporary_file(file), bytes)
 }
 
-/// Makes an epoch: a key of its own, wrapped under each of `keys`, and the names root wrapped under it.
+/// Makes an epoch: a key of its own, wrapped under each of `keys`, and the names root wrapped under it where it shall open names.
 fn make_epoch(
-    keystore: &LocalKeystore,
-    keys: &[(KeyHandle, Vec<(String, String)>)],
+    custodian: &dyn Custodian,
+    keys: &[(KeyHandle, ContextPairs)],
     (vault, number): (VaultId, Epoch),
-    names_root: &NamesRoot,
+    names_root: Option<&NamesRoot>,
     now: u64,
 ) -> Result<(EpochKey, EpochRecord), KeyError> {
-    let epoch_key = EpochKey::new(random::locked_key());
-    let wraps = keys
-        .iter()
-        .map(|(key, pairs)| {
-            let context = epoch_context(vault, number, *key, pairs)?;
-            Ok(EpochWrap {
-                custodian: CustodianKind::Local,
-                key: key.0,
-                context: pairs.clone(),
-                blob: keystore.wrap(key, &context, &epoch_key)?.into_bytes(),
-            })
-        })
-        .collect::<Result<Vec<_>, KeyError>>()?;
-    let names_root = epoch_key
-        .names_root_wrapping_key(vault)
-        .wrap(&VaultHeader::names_root_purpose(vault, number), names_root.as_bytes());
+    let mut wraps = Vec::new();
+    let mut epoch_key = None;
+    for (key, pairs) in keys {
+        let context = epoch_context(vault, number, *key, pairs)?;
+        // The first key makes the epoch key, as a data key is made in a cloud; the others wrap the same.
+        let blob = match &epoch_key {
+            None => {
+                let (made, blob) = custodian.generate(key, &context)?;
+                epoch_key = Some(made);
+                blob
+            }
+            Some(made) => custodian.wrap(key, &context, made)?,
+        };
+        wraps.push(EpochWrap {
+            custodian: CustodianKind::Local,
+            key: key.0,
+            context: pairs.clone(),
+            blob: blob.into_bytes(),
+        });
+    }
+    let epoch_key = epoch_key.expect("an epoch is made under at least one key");
+    let names_root = names_root.map_or(NO_NAMES_ROOT, |names_root| {
+        epoch_key
+            .names_root_wrapping_key(vault)
+            .wrap(&VaultHeader::names_root_purpose(vault, number), names_root.as_bytes())
+    });
     let record = EpochRecord {
         number,
         created: now,
@@ -397,22 +707,104 @@ fn epoch_context(
         .map_err(|_| KeyError::Rejected { key: key.0 })
 }
 
-/// Opens an epoch's key by whichever of its wraps opens.
-fn unwrap_epoch(keystore: &LocalKeystore, vault: VaultId, epoch: &EpochRecord) -> Result<EpochKey, KeyError> {
-    let mut first_error = None;
+/// Makes an epoch of a customer's key.
+fn make_customer_epoch(
+    customer_key: &CustomerKey,
+    key: KeyId,
+    (vault, number): (VaultId, Epoch),
+    now: u64,
+) -> (EpochKey, EpochRecord) {
+    let epoch_key = EpochKey::new(random::locked_key());
+    let wrapped = customer_key
+        .epoch_wrapping_key(vault)
+        .wrap(&VaultHeader::customer_purpose(vault, number, key), epoch_key.as_bytes());
+    let record = EpochRecord {
+        number,
+        created: now,
+        names_root: NO_NAMES_ROOT,
+        wraps: vec![EpochWrap {
+            custodian: CustodianKind::Customer,
+            key,
+            context: Vec::new(),
+            blob: wrapped.0.to_vec(),
+        }],
+    };
+    (epoch_key, record)
+}
+
+/// Finds the epoch of new files of the key that a customer has brought.
+fn customer_epoch(header: &VaultHeader, epochs: &EpochKeys) -> Result<Epoch, OpenError> {
+    let customers = header
+        .chains
+        .iter()
+        .filter(|chain| header.custodian(chain) == CustodianKind::Customer);
+    let mut known = customers.map(|chain| chain.current()).peekable();
+    if known.peek().is_none() {
+        return Err(OpenError::NoCustomerKeys);
+    }
+    known
+        .find(|&epoch| epochs.wrapping_key(epoch).is_ok())
+        .ok_or(OpenError::WrongCustomerKey)
+}
+
+/// Opens an epoch's key by whichever of its wraps opens. If none does, but one may later, that is the answer; else it is the first.
+fn unwrap_epoch(
+    custodian: &dyn Custodian,
+    customer_key: Option<&CustomerKey>,
+    vault: VaultId,
+    epoch: &EpochRecord,
+) -> Result<EpochKey, KeyError> {
+    let mut answer: Option<KeyError> = None;
     for wrap in &epoch.wraps {
-        let CustodianKind::Local = wrap.custodian;
-        let key = KeyHandle(wrap.key);
-        let opened = epoch_context(vault, epoch.number, key, &wrap.context).and_then(|context| {
-            let blob = WrappedKey::new(wrap.blob.clone()).map_err(|_| KeyError::Rejected { key: key.0 })?;
-            keystore.unwrap(&key, &context, &blob)
-        });
+        let opened = match wrap.custodian {
+            CustodianKind::Local => unwrap_by_keystore(custodian, vault, epoch.number, wrap),
+            CustodianKind::Customer => unwrap_by_customer(customer_key, vault, epoch.number, wrap),
+        };
         match opened {
             Ok(key) => return Ok(key),
-            Err(error) => drop(first_error.get_or_insert(error)),
+            Err(error) => {
+                if answer.is_none_or(|answer| error.is_transient() && !answer.is_transient()) {
+                    answer = Some(error);
+                }
+            }
         }
     }
-    Err(first_error.expect("an epoch without wraps does not decode"))
+    Err(answer.expect("an epoch without wraps does not decode"))
+}
+
+fn unwrap_by_keystore(
+    custodian: &dyn Custodian,
+    vault: VaultId,
+    epoch: Epoch,
+    wrap: &EpochWrap,
+) -> Result<EpochKey, KeyError> {
+    let key = KeyHandle(wrap.key);
+    let context = epoch_context(vault, epoch, key, &wrap.context)?;
+    let blob = WrappedKey::new(wrap.blob.clone()).map_err(|_| KeyError::Rejected { key: key.0 })?;
+    custodian.unwrap(&key, &context, &blob)
+}
+
+/// The wrap commits to its key with a salt of its own, so that it is also what another key is told by.
+fn unwrap_by_customer(
+    customer_key: Option<&CustomerKey>,
+    vault: VaultId,
+    epoch: Epoch,
+    wrap: &EpochWrap,
+) -> Result<EpochKey, KeyError> {
+    let key = wrap.key;
+    let wrapping_key = customer_key
+        .ok_or(KeyError::NotBrought { key })?
+        .epoch_wrapping_key(vault);
+    let blob = wrap
+        .blob
+        .as_slice()
+        .try_into()
+        .map_err(|_| KeyError::Rejected { key })?;
+    let purpose = VaultHeader::customer_purpose(vault, epoch, key);
+    let take = |bytes: &[u8; 32]| EpochKey::new(LockedKey::copy_of(bytes));
+    wrapping_key
+        .unwrap(&purpose, &Wrapped(blob), take)
+        .map_err(|_| KeyError::NotBrought { key })
 }
 
 fn unwrap_names_root(header: &VaultHeader, key: &EpochKey) -> Result<NamesRoot, OpenError> {

@@ -1,4 +1,5 @@
-//! Moves the headers of files to the current epoch, without touching contents and without the names of anything.
+//! Moves the headers of files to another epoch, without touching contents and without the names of anything: to the current one of the key
+//! that each file has, or of another key that all of them are to have.
 //!
 //! A header says itself which directory it is for, so the walk needs no plaintext name: it goes through every directory of the backing
 //! tree, whatever it is called, and takes every file that has the shape of a header.
@@ -11,22 +12,26 @@
 //! 4. after the last batch, sync once more.
 //!
 //! A crash during 1 and 2 leaves the old versions, and temporary files that nobody reads; during 3 some headers are old and some new, each of them
-//! whole, since what is renamed is durable. Old and new versions open the same data. Starting again goes through all headers, passes over those
-//! that are of the current epoch, and removes temporary files. The vault must be locked for exclusive use: those of a running hushfs look the same.
+//! whole, since what is renamed is durable. Old and new versions open the same data: each new one was opened before it was written. Starting again
+//! goes through all headers, passes over those that are of the epoch they shall have, and removes temporary files. The vault must be locked for exclusive use: those of a running hushfs look the same.
 
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    sync::Arc,
+};
 
 use rustix::fs::{FileType, RenameFlags};
 
-use super::{Vault, VaultError};
+use super::{Vault, VaultError, path::Located, read_header};
 use crate::{
     backing::Dir,
     format::{
-        FormatError,
-        header::{HEADER_SIZE, UnverifiedHeader},
+        header::UnverifiedHeader,
         name::{self, Shape},
     },
     ids::{Epoch, FileId},
+    vault::{beginning::Beginning, choice::KeyOfFile},
 };
 
 /// Headers replaced between two syncs.
@@ -50,17 +55,55 @@ pub enum Step {
     Renamed,
 }
 
+/// Which epoch headers are moved to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The current one of the key that the file has.
+    OwnKey,
+    /// This one.
+    Epoch(Epoch),
+}
+
+/// What headers become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Their epoch.
+    pub target: Target,
+    /// With a bucket key or without; where nothing is said, as they are.
+    pub bucket_key: Option<bool>,
+}
+
+impl From<Target> for Wanted {
+    fn from(target: Target) -> Self {
+        Wanted {
+            target,
+            bucket_key: None,
+        }
+    }
+}
+
+/// What is walked through.
+#[derive(Debug)]
+pub struct Scope {
+    dir: Arc<Dir>,
+    disk_path: String,
+    /// Only this header in the directory.
+    file: Option<FileId>,
+}
+
 /// What a walk found and did.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Headers moved to the current epoch.
+    /// Headers moved to their epoch.
     pub rewrapped: u64,
-    /// Headers that were of the current epoch.
+    /// Headers that were of it.
     pub current: u64,
     /// Headers and directories that could not be read or do not open.
     pub failed: Vec<Failure>,
     /// Epochs that headers still name.
     pub used: BTreeSet<Epoch>,
+    /// Headers that are without a bucket key, or could not be read.
+    pub without_bucket_key: u64,
 }
 
 /// Something in the way.
@@ -73,47 +116,147 @@ pub struct Failure {
 }
 
 impl Outcome {
-    /// Tells whether every header there is was seen and is of the current epoch: only then may older epochs be dropped.
+    /// Tells whether every header that was looked for was seen and is of its epoch: only then may older epochs be dropped.
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty()
     }
 }
 
-/// Moves every header below `root` to the vault's current epoch.
+impl Scope {
+    /// Walks through everything in the vault.
+    ///
+    /// # Errors
+    ///
+    /// What openat2(2) gives.
+    pub fn everything(root: &Dir) -> io::Result<Self> {
+        Ok(Scope {
+            dir: Arc::new(root.open_dir(".")?),
+            disk_path: String::new(),
+            file: None,
+        })
+    }
+
+    /// Walks through what was found under a path: a directory with all below, or one file; nothing where that has no header.
+    ///
+    /// # Errors
+    ///
+    /// What reading the file gives.
+    pub fn of(located: Located) -> Result<Option<Self>, VaultError> {
+        let file = match &located.entry {
+            None => None,
+            Some(entry) if entry.kind != FileType::RegularFile => return Ok(None),
+            Some(entry) => match claimed_id(&located.dir, &entry.disk)? {
+                None => return Ok(None),
+                file => file,
+            },
+        };
+        Ok(Some(Scope {
+            dir: Arc::new(located.dir),
+            disk_path: located.disk_path,
+            file,
+        }))
+    }
+
+    fn visit(&self, visit: &mut Visit<'_>) -> io::Result<()> {
+        match self.file {
+            Some(file) => visit(&self.dir, &self.disk_path, Ok(Found::Header(file))),
+            None => walk(&self.dir, &self.disk_path, visit),
+        }
+    }
+}
+
+/// Returns the id that a data file says it has; nothing for one that was never written. Its header is opened before it is believed.
+fn claimed_id(dir: &Dir, disk: &str) -> Result<Option<FileId>, VaultError> {
+    let beginning = Beginning::read(&dir.open_file(disk, true)?)?;
+    Ok(beginning.preamble().map(|preamble| preamble.file()))
+}
+
+/// Moves every header in what is walked through to the epoch it shall have.
 ///
 /// # Errors
 ///
 /// What syncing, writing or renaming gives, or `observe`. Headers that cannot be read or opened are in the [`Outcome`] instead.
-pub fn rewrap(vault: &Vault, root: &Dir, observe: &mut dyn FnMut(Step) -> io::Result<()>) -> io::Result<Outcome> {
-    let root = Arc::new(root.open_dir(".")?);
+pub fn rewrap(
+    vault: &Vault,
+    scopes: &[Scope],
+    wanted: impl Into<Wanted>,
+    observe: &mut dyn FnMut(Step) -> io::Result<()>,
+) -> io::Result<Outcome> {
     let mut count = 0;
     // What cannot be listed is reported by the second walk.
-    walk(&root, &mut |_, _, found| {
-        if let Ok(Found::Header(_)) = found {
-            count += 1;
-        }
-        Ok(())
-    })?;
+    for scope in scopes {
+        scope.visit(&mut |_, _, found| {
+            if let Ok(Found::Header(_)) = found {
+                count += 1;
+            }
+            Ok(())
+        })?;
+    }
     observe(Step::Counted(count))?;
+    let Some(first) = scopes.first() else {
+        return Ok(Outcome::default());
+    };
     let mut run = Run {
         vault,
-        root: root.clone(),
+        wanted: wanted.into(),
+        syncs_at_once: first.dir.can_sync_filesystem(),
+        root: first.dir.clone(),
         observe,
         batch: Vec::new(),
+        in_batch: HashSet::new(),
         directories: 0,
         outcome: Outcome::default(),
     };
-    walk(&root, &mut |dir, path, found| run.take(dir, path, found))?;
+    for scope in scopes {
+        scope.visit(&mut |dir, path, found| run.take(dir, path, found))?;
+    }
     run.finish()
+}
+
+/// Returns the epochs that headers of the vault name, and what could not be read. Nothing is opened.
+///
+/// # Errors
+///
+/// What reading the root gives.
+pub fn survey(root: &Dir) -> io::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    Scope::everything(root)?.visit(&mut |dir, path, found| {
+        let read = match found {
+            Ok(Found::Temporary(_)) => return Ok(()),
+            Ok(Found::Header(file)) => read_header(dir, file)
+                .and_then(|bytes| UnverifiedHeader::decode(&bytes).map_err(|e| VaultError::HeaderDamaged(file, e)))
+                .map_err(|error| (join(path, &name::header_file(file)), error)),
+            Err(error) => Err((path.to_owned(), error.into())),
+        };
+        match read {
+            Ok(header) => {
+                outcome.current += 1;
+                outcome.used.insert(header.epoch());
+                outcome.without_bucket_key += u64::from(header.own().is_some());
+            }
+            Err(_) if is_kept(path) => {}
+            Err((disk_path, error)) => {
+                outcome.without_bucket_key += 1;
+                outcome.failed.push(Failure { disk_path, error });
+            }
+        }
+        Ok(())
+    })?;
+    Ok(outcome)
 }
 
 /// A rewrap under way.
 struct Run<'r> {
     vault: &'r Vault,
+    wanted: Wanted,
     root: Arc<Dir>,
+    /// The batch is made durable by one sync of the filesystem, which does it.
+    syncs_at_once: bool,
     observe: &'r mut dyn FnMut(Step) -> io::Result<()>,
     /// Headers whose new version is written but not in place.
     batch: Vec<(Arc<Dir>, FileId)>,
+    /// The same by the paths of their directories: what is walked through may be named twice.
+    in_batch: HashSet<(String, FileId)>,
     /// Directories in the batch.
     directories: usize,
     outcome: Outcome,
@@ -126,11 +269,17 @@ impl Run<'_> {
                 self.fail(path.to_owned(), error.into());
                 Ok(())
             }
+            Ok(Found::Temporary(_)) if is_kept(path) => Ok(()),
             Ok(Found::Temporary(entry)) => dir.unlink(&entry),
             Ok(Found::Header(file)) => {
-                match self.examine(dir, file) {
+                if self.in_batch.contains(&(path.to_owned(), file)) {
+                    return (self.observe)(Step::Examined);
+                }
+                match self.examine(dir, path, file) {
                     Ok(None) => self.outcome.current += 1,
-                    Ok(Some(bytes)) => self.write(dir, file, &bytes)?,
+                    Ok(Some(bytes)) => self.write(dir, path, file, &bytes)?,
+                    // What a repair has set aside may be damaged for good.
+                    Err(_) if is_kept(path) => {}
                     Err(error) => self.fail(join(path, &name::header_file(file)), error),
                 }
                 (self.observe)(Step::Examined)
@@ -143,30 +292,41 @@ impl Run<'_> {
     }
 
     /// Returns the new version of a header; nothing if it needs none.
-    fn examine(&mut self, dir: &Dir, file: FileId) -> Result<Option<[u8; HEADER_SIZE]>, VaultError> {
-        let bytes = match dir.read_small(&name::header_file(file), HEADER_SIZE) {
-            Ok(bytes) => bytes.ok_or(VaultError::HeaderMissing(file))?,
-            Err(error) if error.raw_os_error() == Some(libc::EFBIG) => {
-                return Err(VaultError::HeaderDamaged(file, FormatError::TrailingBytes));
-            }
-            Err(error) => return Err(error.into()),
+    fn examine(&mut self, dir: &Dir, path: &str, file: FileId) -> Result<Option<Vec<u8>>, VaultError> {
+        let bytes = read_header(dir, file)?;
+        let named = UnverifiedHeader::decode(&bytes).map_err(|error| VaultError::HeaderDamaged(file, error))?;
+        let epoch = match self.wanted.target {
+            Target::OwnKey => self.vault.newest_epoch_like(named.epoch()),
+            Target::Epoch(epoch) => epoch,
         };
-        let rewrapped = self.vault.rewrap_header(file, &bytes);
-        let names = match &rewrapped {
-            Ok(_) => Some(self.vault.epochs().current()),
-            Err(_) => UnverifiedHeader::decode(&bytes).ok().map(|header| header.epoch()),
+        let had_bucket_key = named.own().is_none();
+        let key = KeyOfFile {
+            epoch,
+            bucket_key: self.wanted.bucket_key.unwrap_or(had_bucket_key),
         };
-        self.outcome.used.extend(names);
+        let rewrapped = self.vault.rewrap_header(file, &bytes, key);
+        let (has_bucket_key, used) = match rewrapped {
+            Ok(_) => (key.bucket_key, epoch),
+            // What a repair has set aside may be damaged for good, and holds no epoch.
+            Err(_) if is_kept(path) => return rewrapped,
+            Err(_) => (had_bucket_key, named.epoch()),
+        };
+        self.outcome.without_bucket_key += u64::from(!has_bucket_key);
+        self.outcome.used.insert(used);
         rewrapped
     }
 
-    fn write(&mut self, dir: &Arc<Dir>, file: FileId, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, dir: &Arc<Dir>, path: &str, file: FileId, bytes: &[u8]) -> io::Result<()> {
         let (header, temporary) = (name::header_file(file), temporary_header(file));
-        dir.write_replacement(&header, &temporary, bytes)?;
+        let written = dir.write_replacement(&header, &temporary, bytes)?;
+        if !self.syncs_at_once {
+            written.sync_all()?;
+        }
         if !self.batch.last().is_some_and(|(last, _)| Arc::ptr_eq(last, dir)) {
             self.directories += 1;
         }
         self.batch.push((dir.clone(), file));
+        self.in_batch.insert((path.to_owned(), file));
         (self.observe)(Step::Written)?;
         if self.batch.len() >= BATCH_HEADERS_MAX || self.directories >= BATCH_DIRECTORIES_MAX {
             self.put_in_place()?;
@@ -176,18 +336,26 @@ impl Run<'_> {
 
     /// Makes the batch durable, then lets every new version take the place of the old one.
     fn put_in_place(&mut self) -> io::Result<()> {
-        self.root.sync_filesystem()?;
+        if self.syncs_at_once {
+            self.root.sync_filesystem()?;
+        }
         (self.observe)(Step::Synced)?;
-        for (dir, file) in self.batch.drain(..) {
+        let mut batch = std::mem::take(&mut self.batch);
+        for (dir, file) in &batch {
             dir.rename(
-                &temporary_header(file),
-                &dir,
-                &name::header_file(file),
+                &temporary_header(*file),
+                dir,
+                &name::header_file(*file),
                 RenameFlags::empty(),
             )?;
             self.outcome.rewrapped += 1;
             (self.observe)(Step::Renamed)?;
         }
+        if !self.syncs_at_once {
+            batch.dedup_by(|one, other| Arc::ptr_eq(&one.0, &other.0));
+            batch.iter().try_for_each(|(dir, _)| dir.sync())?;
+        }
+        self.in_batch.clear();
         self.directories = 0;
         Ok(())
     }
@@ -197,11 +365,19 @@ impl Run<'_> {
             self.put_in_place()?;
         }
         if self.outcome.rewrapped > 0 {
-            self.root.sync_filesystem()?;
+            if self.syncs_at_once {
+                self.root.sync_filesystem()?;
+            }
             (self.observe)(Step::Synced)?;
         }
         Ok(self.outcome)
     }
+}
+
+/// Tells whether a directory is of what repairs keep.
+fn is_kept(path: &str) -> bool {
+    let below = path.strip_prefix(name::LOST_AND_FOUND);
+    below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }
 
 fn temporary_header(file: FileId) -> String {
@@ -227,9 +403,9 @@ struct Level {
 type Visit<'v> = dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()> + 'v;
 
 /// Calls `visit` with every header and every unfinished replacement below a directory, or with the error of a directory that cannot be read.
-fn walk(root: &Arc<Dir>, visit: &mut Visit<'_>) -> io::Result<()> {
+fn walk(root: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<()> {
     let device = root.stat_self()?.st_dev;
-    let mut levels = vec![enter(root.clone(), String::new(), visit)?];
+    let mut levels = vec![enter(root.clone(), path.to_owned(), visit)?];
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.directories.pop() else {
             levels.pop();
@@ -250,23 +426,25 @@ fn walk(root: &Arc<Dir>, visit: &mut Visit<'_>) -> io::Result<()> {
 fn enter(dir: Arc<Dir>, path: String, visit: &mut Visit<'_>) -> io::Result<Level> {
     let mut directories = Vec::new();
     let mut headers = Vec::new();
-    match dir.entries() {
-        Err(error) => visit(&dir, &path, Err(error))?,
-        Ok(entries) => {
-            for entry in entries {
-                let Ok(entry_name) = String::from_utf8(entry.name) else {
-                    continue;
-                };
-                match (name::shape(entry_name.as_bytes()), entry.kind) {
-                    (Shape::Dots, _) => {}
-                    (_, FileType::Directory) => directories.push(entry_name),
-                    (Shape::Header(file), _) => headers.push(file),
-                    (Shape::Temporary, _) => visit(&dir, &path, Ok(Found::Temporary(entry_name)))?,
-                    (_, FileType::Unknown) if is_directory(&dir, &entry_name) => directories.push(entry_name),
-                    _ => {}
-                }
-            }
+    let mut temporary = Vec::new();
+    let listed = dir.each_entry(|entry| {
+        let Ok(entry_name) = std::str::from_utf8(entry.name) else {
+            return;
+        };
+        match (name::shape(entry.name), entry.kind) {
+            (Shape::Dots, _) => {}
+            (_, FileType::Directory) => directories.push(entry_name.to_owned()),
+            (Shape::Header(file), _) => headers.push(file),
+            (Shape::Temporary, _) => temporary.push(entry_name.to_owned()),
+            (_, FileType::Unknown) if is_directory(&dir, entry_name) => directories.push(entry_name.to_owned()),
+            _ => {}
         }
+    });
+    if let Err(error) = listed {
+        visit(&dir, &path, Err(error))?;
+    }
+    for file in temporary {
+        visit(&dir, &path, Ok(Found::Temporary(file)))?;
     }
     // Behind the temporary files: they have the names that the new versions of these headers get.
     for file in headers {
@@ -297,6 +475,11 @@ mod tests {
         keystore::{KeyFile, LocalKeystore, NewSecret, SlotChoice, Unlock},
         vault::home::{Lock, OpenVault, VaultHome},
     };
+
+    fn rewrap_all(open: &OpenVault, observe: &mut dyn FnMut(Step) -> io::Result<()>) -> io::Result<Outcome> {
+        let everything = [Scope::everything(open.home.dir()).unwrap()];
+        rewrap(&open.vault, &everything, Target::OwnKey, observe)
+    }
 
     fn key_file() -> KeyFile {
         KeyFile::new(vec![3; 32].into()).unwrap()
@@ -361,7 +544,7 @@ mod tests {
     fn every_header_moves_and_the_old_epoch_can_go() {
         let (temp, mut open, headers) = vault();
         let mut steps = Vec::new();
-        let outcome = rewrap(&open.vault, open.home.dir(), &mut |step| {
+        let outcome = rewrap_all(&open, &mut |step| {
             steps.push(step);
             Ok(())
         })
@@ -370,11 +553,11 @@ mod tests {
         assert!(outcome.is_complete());
         assert_eq!(steps[0], Step::Counted(12));
         assert_eq!(epochs(&temp, &open.vault, &headers), BTreeSet::from([Epoch(2)]));
-        assert_eq!(open.retire_epochs_except(&outcome.used).unwrap(), [Epoch(1)]);
+        assert_eq!(open.retire_epochs_except(&outcome.used, 2).unwrap(), [Epoch(1)]);
         let open = reopen(open);
         assert_eq!(open.header().epochs.len(), 1);
         assert_eq!(epochs(&temp, &open.vault, &headers), BTreeSet::from([Epoch(2)]));
-        let again = rewrap(&open.vault, open.home.dir(), &mut |_| Ok(())).unwrap();
+        let again = rewrap_all(&open, &mut |_| Ok(())).unwrap();
         assert_eq!((again.rewrapped, again.current), (0, 12));
     }
 
@@ -383,7 +566,7 @@ mod tests {
         for stop in 0.. {
             let (temp, open, headers) = vault();
             let mut steps = 0;
-            let outcome = rewrap(&open.vault, open.home.dir(), &mut |_| {
+            let outcome = rewrap_all(&open, &mut |_| {
                 steps += 1;
                 if steps > stop {
                     Err(io::ErrorKind::Interrupted.into())
@@ -396,7 +579,7 @@ mod tests {
             if outcome.is_ok() {
                 break;
             }
-            let outcome = rewrap(&open.vault, open.home.dir(), &mut |_| Ok(())).unwrap();
+            let outcome = rewrap_all(&open, &mut |_| Ok(())).unwrap();
             assert_eq!(outcome.rewrapped + outcome.current, 12, "stopped at {stop}");
             assert_eq!(epochs(&temp, &open.vault, &headers), BTreeSet::from([Epoch(2)]));
             assert_eq!(temporaries(temp.path()), 0, "stopped at {stop}");
@@ -411,11 +594,11 @@ mod tests {
         let mut bytes = std::fs::read(&damaged).unwrap();
         bytes[100] ^= 1;
         std::fs::write(&damaged, bytes).unwrap();
-        let outcome = rewrap(&open.vault, open.home.dir(), &mut |_| Ok(())).unwrap();
+        let outcome = rewrap_all(&open, &mut |_| Ok(())).unwrap();
         assert_eq!(outcome.rewrapped, 11);
         assert!(!outcome.is_complete());
         assert_eq!(outcome.failed[0].disk_path, format!("a/b/{}", name::header_file(*file)));
         assert!(matches!(outcome.failed[0].error, VaultError::HeaderDamaged(..)));
-        assert_eq!(open.retire_epochs_except(&outcome.used).unwrap(), []);
+        assert_eq!(open.retire_epochs_except(&outcome.used, 2).unwrap(), []);
     }
 }

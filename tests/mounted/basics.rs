@@ -53,6 +53,45 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
+fn what_names_in_a_directory_need_stays_as_it_is_when_another_is_made_there() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let mnt = bench.mnt();
+    for directory in ["here", "there"] {
+        fs::create_dir(mnt.join(directory)).unwrap();
+    }
+    fs::write(mnt.join("here/file"), "bytes").unwrap();
+    symlink("x/".repeat(1500), mnt.join("here/link")).unwrap();
+    for name in ["file", "link"] {
+        fs::hard_link(mnt.join("here").join(name), mnt.join("there").join(name)).unwrap();
+    }
+    bench.remount();
+    let inodes = |bench: &Bench| {
+        let beside = walk(&bench.vault())
+            .into_iter()
+            .filter(|path| path.extension().is_some());
+        let inode = |path: std::path::PathBuf| (fs::symlink_metadata(&path).unwrap().ino(), path);
+        beside.map(inode).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = inodes(&bench);
+    for name in ["file", "link"] {
+        // Known by the name there, and made once more here.
+        fs::symlink_metadata(mnt.join("there").join(name)).unwrap();
+        fs::hard_link(
+            mnt.join("there").join(name),
+            mnt.join("here").join(format!("{name}-again")),
+        )
+        .unwrap();
+    }
+    assert_eq!(inodes(&bench), before);
+    let shown = snapshot(&mnt);
+    bench.remount();
+    assert_eq!(snapshot(&mnt), shown);
+}
+
+#[test]
 fn equal_files_look_different_in_the_vault() {
     if !can_mount() {
         return;
@@ -348,4 +387,48 @@ fn a_file_moved_while_its_first_bytes_are_written_keeps_its_header() {
         let name = format!("file-{i}");
         assert_eq!(fs::read_to_string(mnt.join("b").join(&name)).unwrap(), name);
     }
+}
+
+#[test]
+fn a_new_file_that_a_power_cut_left_as_zeros_can_be_written_again() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let paths = ["a", "b", "c"].map(|name| bench.mnt().join(name));
+    for path in &paths {
+        fs::write(path, "never synced").unwrap();
+    }
+    let inodes = paths.each_ref().map(|path| fs::metadata(path).unwrap().ino());
+    bench.unmount();
+    for entry in fs::read_dir(bench.vault()).unwrap() {
+        let entry = entry.unwrap();
+        if inodes.contains(&entry.metadata().unwrap().ino()) {
+            let len = entry.metadata().unwrap().len();
+            fs::write(entry.path(), vec![0; len as usize]).unwrap();
+        }
+    }
+    let checked = bench.run("fsck", &[]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(
+        checked.status.success() && said.matches("never synced").count() == 3,
+        "{said}"
+    );
+    bench.mount_again();
+    let [a, b, c] = &paths;
+    assert!(fs::read(a).unwrap().is_empty());
+    fs::write(a, "again").unwrap();
+    fs::File::options()
+        .append(true)
+        .open(b)
+        .unwrap()
+        .write_all(b"more")
+        .unwrap();
+    fs::remove_file(c).unwrap();
+    bench.remount();
+    assert_eq!(fs::read_to_string(a).unwrap(), "again");
+    assert!(fs::read(b).unwrap().ends_with(b"more"));
+    bench.unmount();
+    let verified = bench.run("verify", &[]);
+    assert!(verified.status.success(), "{verified:?}");
 }

@@ -6,6 +6,7 @@ use std::{
     collections::HashSet,
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Read, Write},
+    os::unix::fs::FileExt,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -16,6 +17,9 @@ use crate::support::{Bench, can_mount, which};
 
 /// How often each operation is done, so that what happens once does not count.
 const TIMES: usize = 50;
+
+/// How often all is measured, until it costs no more than it did.
+const ATTEMPTS: usize = 3;
 
 /// Requests and system calls of one operation, the latter without those that take the request and send the answer.
 type Cost = (f64, f64);
@@ -115,9 +119,35 @@ fn operations_cost_no_more_than_they_did() {
         eprintln!("SKIPPED: strace is not installed");
         return;
     }
+    // A busy machine lets the kernel send what was written and its times apart, and memory be asked for; nothing makes an operation cheaper.
+    let grown = (0..ATTEMPTS).all(|_| has_grown(&measure_all()));
+    assert!(!grown, "operations cost more than they did");
+}
+
+/// Prints the table; tells whether an operation costs more than it did.
+fn has_grown(found: &[(&str, Cost)]) -> bool {
+    let mut table = String::new();
+    let mut grown = false;
+    for ((name, found), (expected_name, expected)) in found.iter().zip(EXPECTED) {
+        assert_eq!(*name, expected_name);
+        let is_more = found.0 > expected.0 + 0.2 || found.1 > expected.1 + 0.4;
+        let remark = if is_more {
+            format!("more than {expected:?}")
+        } else {
+            String::new()
+        };
+        table += &format!("| {name} | {} | {} | {remark}\n", found.0, found.1);
+        grown |= is_more;
+    }
+    eprintln!("{table}");
+    grown
+}
+
+/// Does each operation in a vault of its own; returns what each cost.
+fn measure_all() -> Vec<(&'static str, Cost)> {
     let mut bench = Bench::new();
-    // What the rings carry shows in no system call.
-    bench.mount_over("device");
+    // What the rings carry shows in no system call. With a journal, as on a disk.
+    bench.mount_over("device", &["--journal=always"]);
     let dir = bench.mnt().join("dir");
     fs::create_dir(&dir).unwrap();
     let all = |act: &dyn Fn(&Path)| (0..TIMES).for_each(|i| act(&dir.join(format!("file-{i}"))));
@@ -162,6 +192,14 @@ fn operations_cost_no_more_than_they_did() {
         });
     });
     drop(log);
+    let file = OpenOptions::new().write(true).open(dir.join("file-0")).unwrap();
+    measure("overwrite, fsync", &bench, &|| {
+        (0..TIMES).for_each(|_| {
+            file.write_all_at(&[8; 1000], 0).unwrap();
+            file.sync_all().unwrap();
+        });
+    });
+    drop(file);
     measure("unlink", &bench, &|| all(&|path| fs::remove_file(path).unwrap()));
     measure("mkdir", &bench, &|| all(&|path| fs::create_dir(path).unwrap()));
     bench.remount();
@@ -178,36 +216,22 @@ fn operations_cost_no_more_than_they_did() {
         let mut buffer = vec![0; 1 << 20];
         (0..TIMES).for_each(|_| file.read_exact(&mut buffer).unwrap());
     });
-
-    let mut table = String::new();
-    let mut grown = false;
-    for ((name, found), (expected_name, expected)) in found.iter().zip(EXPECTED) {
-        assert_eq!(*name, expected_name);
-        let is_more = found.0 > expected.0 + 0.2 || found.1 > expected.1 + 0.4;
-        let remark = if is_more {
-            format!("more than {expected:?}")
-        } else {
-            String::new()
-        };
-        table += &format!("| {name} | {} | {} | {remark}\n", found.0, found.1);
-        grown |= is_more;
-    }
-    eprintln!("{table}");
-    assert!(!grown, "operations cost more than they did");
+    found
 }
 
 /// Requests and system calls, at most.
-const EXPECTED: [(&str, Cost); 14] = [
+const EXPECTED: [(&str, Cost); 15] = [
     // Six, or seven where the kernel writes the bytes and the times at different moments.
-    ("create, write 1 KB, close", (7.0, 13.8)),
+    ("create, write 1 KB, close", (7.0, 11.8)),
     ("stat after writing", (1.0, 1.0)),
     ("stat", (1.1, 1.2)),
-    ("open, read, close", (3.0, 11.4)),
+    ("open, read, close", (3.0, 9.4)),
     ("open, read, close again", (3.0, 1.0)),
     ("rename, sealed", (4.0, 11.2)),
     ("rename back", (4.0, 12.0)),
     ("append 100 bytes", (0.0, 0.0)),
-    ("append 100 bytes, fsync", (3.0, 5.1)),
+    ("append 100 bytes, fsync", (3.0, 7.2)),
+    ("overwrite, fsync", (3.0, 7.2)),
     ("unlink", (3.0, 6.2)),
     ("mkdir", (3.0, 4.0)),
     ("readdir, per entry", (0.1, 1.3)),

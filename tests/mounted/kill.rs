@@ -98,7 +98,7 @@ fn nothing_synced_is_lost_when_the_daemon_is_killed() {
             .map(|n| {
                 let (stop, synced, unsynced) = (stop.clone(), synced.clone(), unsynced.clone());
                 let dir = bench.mnt().join(format!("writer-{n}"));
-                let rng = Rng::new(rng.next());
+                let rng = rng.fork();
                 thread::spawn(move || write_until(&stop, &dir, &synced, &unsynced, rng))
             })
             .collect();

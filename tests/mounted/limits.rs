@@ -1,13 +1,26 @@
 //! Large numbers: of entries, names, links, levels.
 
 use std::{
-    fs,
-    os::unix::fs::{FileExt, MetadataExt},
-    path::PathBuf,
+    ffi::CString,
+    fs, io,
+    mem::MaybeUninit,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
-use crate::support::{Bench, can_mount};
+use rustix::{
+    fs::RawDir,
+    process::{Resource, Rlimit, setrlimit},
+    thread::{CapabilitySet, remove_capability_from_bounding_set},
+};
+
+use crate::support::{Bench, can_mount, is_root};
 
 #[test]
 fn a_directory_of_many_entries_lists_each_once() {
@@ -157,4 +170,258 @@ fn cutting_sealing_and_verifying_take_no_time_for_a_hole_of_terabytes() {
     bench.remount();
     assert_eq!(fs::read(&path).unwrap(), b"sta");
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+fn directory(bench: &Bench, i: usize) -> PathBuf {
+    bench.mnt().join(format!("directory-{i}"))
+}
+
+/// Mounts a vault anew, after it got so many directories with so many empty files each.
+fn with_directories(directories: usize, files: usize) -> Bench {
+    let mut bench = Bench::mounted();
+    for i in 0..directories {
+        fs::create_dir(directory(&bench, i)).unwrap();
+        for j in 0..files {
+            fs::File::create(directory(&bench, i).join(format!("a file's name {j}"))).unwrap();
+        }
+    }
+    bench.remount();
+    bench
+}
+
+/// Memory of the daemon's own, in bytes.
+fn resident(bench: &Bench) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", bench.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+/// What the daemon may keep for each file that the kernel knows: a million take 400 MB then.
+const BYTES_PER_FILE_MAX: usize = 400;
+
+#[test]
+fn memory_for_what_the_kernel_knows_is_bounded_and_given_back() {
+    if !can_mount() {
+        return;
+    }
+    let (directories, files) = (50, 400);
+    let bench = with_directories(directories, files);
+    let before = resident(&bench);
+    for i in 0..directories {
+        for entry in fs::read_dir(directory(&bench, i)).unwrap() {
+            assert_eq!(entry.unwrap().metadata().unwrap().len(), 0);
+        }
+    }
+    let known = resident(&bench) - before;
+    let each = known / (directories * files);
+    assert!(each <= BYTES_PER_FILE_MAX, "{each} bytes for each file");
+    if !is_root() {
+        eprintln!("SKIPPED: only root can have the kernel forget files");
+        return;
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while resident(&bench) > before + known / 4 {
+        assert!(
+            Instant::now() < deadline,
+            "{} of {known} bytes stay",
+            resident(&bench) - before
+        );
+        // What was used lately is forgotten the second time.
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Tells whether a mount can be held to a limit.
+fn can_limit() -> bool {
+    if !can_mount() {
+        return false;
+    }
+    if !is_root() {
+        eprintln!("SKIPPED: only root gives up the right to raise a limit");
+    }
+    is_root()
+}
+
+/// Mounts again, with a journal, and so many descriptors at most that nobody may raise it.
+fn mount_with_descriptors(bench: &mut Bench, limit: u64) {
+    let ended = bench.try_mount_with(&["--journal"], |command| {
+        // SAFETY: system calls only, between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                let limits = Rlimit {
+                    current: Some(limit),
+                    maximum: Some(limit),
+                };
+                setrlimit(Resource::Nofile, limits)?;
+                // Root has it back after exec otherwise, and raises the limit.
+                Ok(remove_capability_from_bounding_set(CapabilitySet::SYS_RESOURCE)?)
+            });
+        }
+    });
+    assert!(ended.is_none(), "{ended:?}");
+}
+
+#[test]
+fn few_descriptors_are_enough_for_many_files_and_too_many_open_ones_are_told_so() {
+    const DESCRIPTORS: u64 = 256;
+    if !can_limit() {
+        return;
+    }
+    // A hundred thousand by hand, with HUSHFS_LARGE=1.
+    let files = if std::env::var_os("HUSHFS_LARGE").is_some() {
+        1000
+    } else {
+        50
+    };
+    let directories = 100;
+    let mut bench = with_directories(directories, 0);
+    bench.unmount();
+    mount_with_descriptors(&mut bench, DESCRIPTORS);
+    let path = |bench: &Bench, i, j| directory(bench, i).join(format!("file {j}"));
+    let all = || (0..directories).flat_map(|i| (0..files).map(move |j| (i, j)));
+    for (i, j) in all() {
+        fs::write(path(&bench, i, j), format!("{i}/{j}")).unwrap();
+    }
+    for (i, j) in all() {
+        assert_eq!(fs::read(path(&bench, i, j)).unwrap(), format!("{i}/{j}").into_bytes());
+    }
+    let mut open = Vec::new();
+    let refused = all().find_map(|(i, j)| match fs::File::open(path(&bench, i, j)) {
+        Ok(file) => {
+            open.push((i, j, file));
+            None
+        }
+        Err(error) => Some(error),
+    });
+    let refused = refused.expect("each open file takes a descriptor of the daemon");
+    assert_eq!(refused.raw_os_error(), Some(libc::EMFILE), "after {}", open.len());
+    assert!(
+        open.len() as u64 > DESCRIPTORS / 4,
+        "only {} files can be open",
+        open.len()
+    );
+    // Those that are open go on, and when some are closed there is room.
+    for (i, j, file) in &open {
+        let mut content = vec![0; format!("{i}/{j}").len()];
+        file.read_exact_at(&mut content, 0).unwrap();
+        assert_eq!(content, format!("{i}/{j}").into_bytes());
+    }
+    open.clear();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // A handle is given back after close(2) has returned.
+    while let Err(error) = fs::write(bench.mnt().join("afterwards"), "afterwards") {
+        assert!(Instant::now() < deadline, "{error}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    bench.remount();
+    for (i, j) in all() {
+        assert_eq!(fs::read(path(&bench, i, j)).unwrap(), format!("{i}/{j}").into_bytes());
+    }
+    bench.unmount();
+    assert!(bench.run("verify", &[]).status.success());
+}
+
+/// Writes the first byte again, durably.
+fn overwrite(path: &Path) -> io::Result<()> {
+    let file = fs::File::options().read(true).write(true).open(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 0)?;
+    file.write_all_at(&byte, 0)?;
+    file.sync_data()
+}
+
+/// What the daemon has open.
+fn open_files(bench: &Bench) -> impl Iterator<Item = PathBuf> {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", bench.pid())).unwrap();
+    descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+}
+
+/// truncate(2): as ftruncate(2), but nobody has the file open.
+fn truncate(path: &Path, size: i64) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a C string.
+    match unsafe { libc::truncate(path.as_ptr(), size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn files_that_nobody_has_open_take_no_descriptors_whatever_is_done_with_their_names() {
+    const DESCRIPTORS: u64 = 256;
+    if !can_limit() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let files = 4 * DESCRIPTORS;
+    let path = |bench: &Bench, kind: &str, i| bench.mnt().join(format!("{kind} {i}"));
+    for i in 0..files {
+        fs::write(path(&bench, "file", i), i.to_string()).unwrap();
+    }
+    type Act = fn(&Path, &Path) -> io::Result<()>;
+    let acts: [(&str, &str, Act); 7] = [
+        ("file", "file", |file, _| overwrite(file)),
+        ("file", "removed", |_, new| {
+            fs::write(new, "as SQLite does with its journals")?;
+            fs::File::open(new)?.sync_all()?;
+            overwrite(new)?;
+            fs::remove_file(new)
+        }),
+        ("file", "backup", |old, new| {
+            fs::hard_link(old, new)?;
+            overwrite(old)?;
+            fs::remove_file(new)
+        }),
+        ("file", "renamed", |old, new| fs::rename(old, new)),
+        ("renamed", "linked", |old, new| fs::hard_link(old, new)),
+        ("renamed", "linked", |old, _| fs::remove_file(old)),
+        ("linked", "linked", |old, _| truncate(old, 1)),
+    ];
+    for (from, to, act) in acts {
+        // None is open at first.
+        bench.unmount();
+        mount_with_descriptors(&mut bench, DESCRIPTORS);
+        for i in 0..files {
+            let act = act(&path(&bench, from, i), &path(&bench, to, i));
+            act.unwrap_or_else(|error| panic!("{from} {i} to {to}: {error}"));
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // What is gone takes no room either.
+        while open_files(&bench).any(|file| file.as_os_str().as_bytes().ends_with(b" (deleted)")) {
+            assert!(Instant::now() < deadline, "{from} to {to}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    bench.remount();
+    for i in 0..files {
+        let begin = i.to_string().into_bytes()[..1].to_vec();
+        assert_eq!(fs::read(path(&bench, "linked", i)).unwrap(), begin);
+    }
+    bench.unmount();
+    bench.assert_whole("at last");
+}
+
+#[test]
+fn listings_that_nobody_ends_hold_few_descriptors() {
+    if !can_mount() {
+        return;
+    }
+    let (directories, files) = (100, 150);
+    let bench = with_directories(directories, files);
+    for i in 0..directories {
+        assert!(fs::metadata(directory(&bench, i).join("none")).is_err());
+    }
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", bench.pid())).unwrap().count();
+    let before = descriptors();
+    let mut open = Vec::new();
+    for i in 0..directories {
+        let directory = fs::File::open(directory(&bench, i)).unwrap();
+        let mut part = [MaybeUninit::uninit(); 4096];
+        let mut entries = RawDir::new(&directory, &mut part);
+        assert!(entries.next().is_some_and(|entry| entry.is_ok()));
+        open.push(directory);
+    }
+    let held = descriptors() - before;
+    assert!((1..=64).contains(&held), "{held} descriptors");
 }

@@ -149,18 +149,24 @@ impl Bench {
         );
     }
 
-    /// Mounts the vault with a transport of the test's own choice.
-    pub fn mount_over(&mut self, transport: &str) {
+    /// As [`Bench::mount`], with a transport of the test's own choice.
+    pub fn mount_over(&mut self, transport: &str, options: &[&str]) {
         self.transport = Some(transport.to_owned());
-        self.mount(&[]);
+        self.mount(options);
     }
 
     /// As [`Bench::mount`]; returns what the program said if it ended instead.
     pub fn try_mount(&mut self, options: &[&str]) -> Option<Output> {
+        self.try_mount_with(options, |_| {})
+    }
+
+    /// As [`Bench::try_mount`], with something done to the command before it is started.
+    pub fn try_mount_with(&mut self, options: &[&str], prepare: impl FnOnce(&mut Command)) -> Option<Output> {
         assert!(self.child.is_none(), "mounted already");
         self.options = options.iter().map(|&option| option.to_owned()).collect();
-        let mut child = self
-            .command("mount")
+        let mut command = self.command("mount");
+        prepare(&mut command);
+        let mut child = command
             .arg("--foreground")
             .args(
                 self.transport
@@ -274,6 +280,20 @@ impl Bench {
     pub fn run(&self, subcommand: &str, rest: &[&str]) -> Output {
         self.command(subcommand).arg(self.vault()).args(rest).output().unwrap()
     }
+
+    /// Asserts that `fsck` and `verify` find no damage in the vault, which is not mounted.
+    #[track_caller]
+    pub fn assert_whole(&self, when: &str) {
+        for command in ["fsck", "verify"] {
+            let output = self.run(command, &[]);
+            assert!(
+                output.status.success(),
+                "{when}: {command}: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+    }
 }
 
 impl Drop for Bench {
@@ -345,6 +365,11 @@ impl Rng {
             .unwrap_or(default_seed);
         eprintln!("seed {seed} (HUSHFS_SEED sets it)");
         Rng(seed | 1)
+    }
+
+    /// Returns another one, for another thread.
+    pub fn fork(&mut self) -> Rng {
+        Rng(self.next() | 1)
     }
 
     /// Returns the next number (xorshift64*).

@@ -27,6 +27,17 @@ fn with_suffix(disk: &std::path::Path, suffix: &str) -> PathBuf {
     disk.with_file_name(name)
 }
 
+/// Mounts the sample with a copy of `odd` in it; returns where it is mounted, and where the copy shows.
+fn mount_with_copy(sample: &mut Sample) -> (PathBuf, PathBuf) {
+    let disk = sample.disk("odd");
+    let (suffix, shown) = COPIES[0];
+    fs::copy(&disk, with_suffix(&disk, suffix)).unwrap();
+    sample.bench.mount(&[]);
+    let mnt = sample.bench.mnt();
+    let copy = mnt.join(format!("odd{shown}"));
+    (mnt, copy)
+}
+
 #[test]
 fn conflict_copies_show_read_and_go() {
     if !can_mount() {
@@ -68,14 +79,9 @@ fn removing_or_moving_a_conflict_copy_keeps_the_original() {
         return;
     }
     let mut sample = Sample::new();
-    let (suffix, shown) = COPIES[0];
     for moved in [false, true] {
         sample.restore();
-        let disk = sample.disk("odd");
-        fs::copy(&disk, with_suffix(&disk, suffix)).unwrap();
-        sample.bench.mount(&[]);
-        let mnt = sample.bench.mnt();
-        let copy = mnt.join(format!("odd{shown}"));
+        let (mnt, copy) = mount_with_copy(&mut sample);
         if moved {
             fs::rename(&copy, mnt.join("dir/odd")).unwrap();
         } else {
@@ -91,18 +97,31 @@ fn removing_or_moving_a_conflict_copy_keeps_the_original() {
 }
 
 #[test]
+fn a_conflict_copy_that_was_written_to_opens_again() {
+    if !can_mount() {
+        return;
+    }
+    let mut sample = Sample::new();
+    let (mnt, copy) = mount_with_copy(&mut sample);
+    fs::write(&copy, "what both wrote").unwrap();
+    for _ in 0..2 {
+        // Sealed at the end.
+        sample.bench.remount();
+        assert_eq!(fs::read(&copy).unwrap(), b"what both wrote");
+        assert_eq!(judge(&mnt, "odd", &sample.tree["odd"]), Outcome::Original);
+    }
+    sample.bench.unmount();
+}
+
+#[test]
 fn a_conflict_copy_can_take_the_place_of_the_original() {
     if !can_mount() {
         return;
     }
     let mut sample = Sample::new();
-    let disk = sample.disk("odd");
-    let (suffix, shown) = COPIES[0];
-    fs::copy(&disk, with_suffix(&disk, suffix)).unwrap();
-    sample.bench.mount(&[]);
-    let mnt = sample.bench.mnt();
+    let (mnt, copy) = mount_with_copy(&mut sample);
     fs::write(mnt.join("odd"), "the other machine's").unwrap();
-    fs::rename(mnt.join(format!("odd{shown}")), mnt.join("odd")).unwrap();
+    fs::rename(&copy, mnt.join("odd")).unwrap();
     for _ in 0..2 {
         assert_eq!(judge(&mnt, "odd", &sample.tree["odd"]), Outcome::Original);
         sample.bench.remount();

@@ -116,6 +116,7 @@ impl Sample {
             own_uid: 0,
             own_gid: 0,
             cached_descriptors: 100,
+            journal: true,
         };
         Fs::new(vault, home.open_dir().unwrap(), options).unwrap()
     }

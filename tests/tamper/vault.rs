@@ -175,7 +175,7 @@ fn an_older_vault_header_is_refused_after_a_rotation() {
     let path: PathBuf = bench.vault().join("vault.hush");
     let before = fs::read(&path).unwrap();
     let rotated = std::process::Command::new(crate::support::HUSHFS)
-        .args(["key", "rotate", "--passfile"])
+        .args(["vault", "rotate", "--passfile"])
         .arg(bench.passfile())
         .arg(bench.vault())
         .output()

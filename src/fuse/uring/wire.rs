@@ -375,6 +375,8 @@ impl Reply for &mut Writer<'_> {
                 self.used = 0;
                 self.error = errno;
             }
+            // Kept by who serves: nothing comes here. If it did, the kernel would ask again.
+            Answer::Later(_) => self.error = libc::EINTR,
         }
     }
 }

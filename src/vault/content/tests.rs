@@ -22,6 +22,8 @@ struct Inner {
     /// Changes that still succeed; none after it, as if the process had been killed.
     changes_left: Option<usize>,
     syncs: usize,
+    reads: usize,
+    reads_beyond_end: usize,
 }
 
 impl Memory {
@@ -46,8 +48,14 @@ impl Storage for Memory {
         Ok(self.0.lock().unwrap().bytes.len() as u64)
     }
 
+    fn inode(&self) -> io::Result<u64> {
+        Ok(1)
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let inner = self.0.lock().unwrap();
+        let mut inner = self.0.lock().unwrap();
+        inner.reads += 1;
+        inner.reads_beyond_end += usize::from(offset as usize + buf.len() > inner.bytes.len());
         let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
         let len = rest.len().min(buf.len());
         buf[..len].copy_from_slice(&rest[..len]);
@@ -78,6 +86,10 @@ impl Storage for Memory {
 
     fn write_with_mtime(&self, buf: &[u8], offset: u64, _mtime: Option<Timespec>) -> io::Result<()> {
         self.write_at(buf, offset).map_err(|short| short.error)
+    }
+
+    fn set_mtime(&self, _mtime: Timespec) -> io::Result<()> {
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -132,9 +144,20 @@ fn create(memory: &Memory) -> Content<Memory> {
     Content::create(memory.clone(), layout(), &header())
 }
 
+fn stored<'p>(memory: &Memory, preamble: &'p UnverifiedPreamble) -> Stored<'p> {
+    let size = CipherSize(memory.len().unwrap());
+    Stored { size, preamble }
+}
+
 fn load(memory: &Memory) -> Result<Content<Memory>, ContentError> {
     let preamble = UnverifiedPreamble::decode(&memory.bytes()).map_err(ContentError::Preamble)?;
-    Content::load(memory.clone(), layout(), &header(), &preamble, place(b"name"))
+    Content::load(
+        memory.clone(),
+        layout(),
+        &header(),
+        stored(memory, &preamble),
+        place(b"name"),
+    )
 }
 
 fn seal(content: &Content<Memory>) -> bool {
@@ -228,8 +251,37 @@ fn a_sealed_file_is_bound_to_its_size_name_and_blocks() {
     let rolled_back = load(&with(&|b| b[256..256 + 4124].copy_from_slice(&old_block))).unwrap();
     assert!(matches!(rolled_back.verify(|_| ()), Err(ContentError::WrongSum)));
     let preamble = UnverifiedPreamble::decode(&good).unwrap();
-    let elsewhere = Content::load(with(&|_| ()), layout(), &header(), &preamble, place(b"other"));
+    let memory = with(&|_| ());
+    let elsewhere = Content::load(
+        memory.clone(),
+        layout(),
+        &header(),
+        stored(&memory, &preamble),
+        place(b"other"),
+    );
     assert!(matches!(elsewhere, Err(ContentError::Misplaced)));
+}
+
+#[test]
+fn cutting_to_nothing_reads_nothing_and_what_is_written_then_is_sealed_well() {
+    let memory = Memory::default();
+    let content = create(&memory);
+    content.write(PlainOffset(0), &[1; 100 * 4096 + 5]).unwrap();
+    let before = memory.0.lock().unwrap().reads;
+    content.set_size(PlainSize(0)).unwrap();
+    assert_eq!(memory.0.lock().unwrap().reads, before);
+    content.write(PlainOffset(0), b"new").unwrap();
+    assert!(seal(&content));
+    load(&memory).unwrap().verify(|_| ()).unwrap();
+}
+
+#[test]
+fn reading_up_to_the_end_does_not_ask_for_more() {
+    let memory = Memory::default();
+    let content = create(&memory);
+    content.write(PlainOffset(0), &[1; 4096 + 5]).unwrap();
+    assert_eq!(read_all(&content).unwrap(), [1; 4096 + 5]);
+    assert_eq!(memory.0.lock().unwrap().reads_beyond_end, 0);
 }
 
 #[test]
@@ -240,6 +292,34 @@ fn a_zeroed_block_is_a_hole_only_in_a_sparse_file() {
     let mut expected = vec![0; 10 * 4096];
     expected.extend_from_slice(b"end");
     assert_eq!(read_all(&content).unwrap(), expected);
+}
+
+#[test]
+fn a_sealed_file_is_refused_at_every_place_but_its_own() {
+    let memory = Memory::default();
+    let content = create(&memory);
+    content.write(PlainOffset(0), b"text").unwrap();
+    let place = |name: &'static [u8]| move |key: &SealKey| key.place(DirectoryId([3; 16]), name);
+    let open = content.check_place(place(b"one"));
+    assert!(
+        matches!(open, Err(ContentError::Misplaced)),
+        "it has one name: {open:?}"
+    );
+    let ticket = content.begin_seal().unwrap();
+    assert!(
+        content
+            .finish_seal(ticket, None, |key| Some(place(b"one")(key)))
+            .unwrap()
+    );
+    content.check_place(place(b"one")).unwrap();
+    let other = content.check_place(place(b"other"));
+    assert!(matches!(other, Err(ContentError::Misplaced)), "{other:?}");
+    content.admit_several_names().unwrap();
+    content.check_place(place(b"other")).unwrap();
+    content.write(PlainOffset(0), b"more").unwrap();
+    content.check_place(place(b"other")).unwrap();
+    drop(content);
+    load(&memory).unwrap().check_place(place(b"other")).unwrap();
 }
 
 #[test]
@@ -272,6 +352,50 @@ fn a_full_disk_leaves_every_block_whole() {
                         expected[i] == *byte || old.get(i) == Some(byte),
                         "byte {i}, capacity {capacity}"
                     );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_a_hole_a_hole() {
+    for (offset, more) in [(0, 32), (0, 4000), (0, 4124 + 32), (100, 32), (8192, 2000)] {
+        let memory = Memory::default();
+        let content = create(&memory);
+        content.set_size(PlainSize(20_000)).unwrap();
+        let start = 256 + offset / 4096 * 4124;
+        memory.0.lock().unwrap().capacity = Some(start + more);
+        assert!(content.write(PlainOffset(offset as u64), &pattern(9000, 1)).is_err());
+        for content in [content, load(&memory).unwrap()] {
+            let now = read_all(&content).unwrap();
+            assert_eq!(now.len(), 20_000);
+            let written = now.iter().filter(|&&byte| byte != 0).count();
+            assert_eq!(written, if more > 4124 { 4096 } else { 0 }, "{more} bytes at {offset}");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_keeps_the_last_block_where_it_cannot_become_longer() {
+    for more in [0, 32, 60, 1000, 4000] {
+        for is_hole in [false, true] {
+            for offset in [5000, 20_000] {
+                let memory = Memory::default();
+                let content = create(&memory);
+                let mut old = vec![0; 32];
+                if is_hole {
+                    content.set_size(PlainSize(32)).unwrap();
+                } else {
+                    old = pattern(32, 1);
+                    content.write(PlainOffset(0), &old).unwrap();
+                }
+                // What a file has is there; of a hole nothing is.
+                memory.0.lock().unwrap().capacity = Some(if is_hole { 256 } else { 316 } + more);
+                assert!(content.set_size(PlainSize(offset)).is_err());
+                assert!(content.write(PlainOffset(offset), b"behind").is_err());
+                for content in [content, load(&memory).unwrap()] {
+                    assert_eq!(read_all(&content).unwrap(), old, "{more} bytes, {offset}, {is_hole}");
                 }
             }
         }

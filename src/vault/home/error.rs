@@ -2,6 +2,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use super::{AuditError, ChangeError, audit::REFUSED};
 use crate::{
     format::{
         FormatError,
@@ -22,6 +23,8 @@ pub enum OpenError {
     HeaderMissing { path: PathBuf },
     /// The directory has a vault header, but no keystore.
     KeystoreMissing { path: PathBuf },
+    /// There is no keystore in this directory.
+    NoKeystore { path: PathBuf },
     /// Another process uses the vault.
     InUse { path: PathBuf },
     /// A file was made by a newer version: its format version, or none when it is a feature.
@@ -32,6 +35,10 @@ pub enum OpenError {
     Unlock(UnlockError),
     /// The key of the current epoch does not open.
     Key(KeyError),
+    /// The key that a customer has brought is none of the vault's.
+    WrongCustomerKey,
+    /// A customer has brought a key, and the vault takes none.
+    NoCustomerKeys,
     /// The vault header is older than one that the keystore has seen.
     RolledBack {
         /// The current epoch of the header.
@@ -39,8 +46,16 @@ pub enum OpenError {
         /// The lowest one it may have.
         lowest: Epoch,
     },
+    /// The use of the keys cannot be recorded.
+    Audit(AuditError),
     /// A file or the directory cannot be read.
     Io { path: PathBuf, source: io::Error },
+}
+
+impl From<AuditError> for OpenError {
+    fn from(error: AuditError) -> Self {
+        OpenError::Audit(error)
+    }
 }
 
 /// Says of a [`FormatError`] which file it is about; versions are told from damage.
@@ -78,7 +93,12 @@ impl fmt::Display for OpenError {
             ),
             OpenError::KeystoreMissing { path } => write!(
                 f,
-                "{}: {KEYSTORE} is missing: put it back from a backup",
+                "{}: no {KEYSTORE} in it: name the keystore with --keystore, or put it back from a backup",
+                path.display()
+            ),
+            OpenError::NoKeystore { path } => write!(
+                f,
+                "{}: no keystore ({KEYSTORE}) there: name a vault or --keystore, or make one with `hushfs keystore init`",
                 path.display()
             ),
             OpenError::InUse { path } => write!(
@@ -104,11 +124,22 @@ impl fmt::Display for OpenError {
                 f,
                 "{VAULT_HEADER} and {KEYSTORE} do not belong together: one is older or of another vault; wait for the sync tool to finish, or put both back from the same backup"
             ),
-            OpenError::Key(error) => write!(f, "the key of the current epoch does not open: {error}"),
+            OpenError::Key(KeyError::NotFound { key }) => write!(
+                f,
+                "the vault's key {key} is not in this keystore: it was deleted, or another keystore is meant (--keystore)"
+            ),
+            OpenError::Key(error) => write!(f, "the vault's key cannot be used: {error}"),
+            OpenError::WrongCustomerKey => {
+                f.write_str("wrong customer key: `hushfs vault encryption show` lists those that the vault takes")
+            }
+            OpenError::NoCustomerKeys => {
+                f.write_str("the vault takes no customer keys: `hushfs vault customer-key add` allows one")
+            }
             OpenError::RolledBack { current, lowest } => write!(
                 f,
                 "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back"
             ),
+            OpenError::Audit(error) => write!(f, "{REFUSED}: {error}"),
             OpenError::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }
@@ -120,6 +151,7 @@ impl std::error::Error for OpenError {
             OpenError::Damaged { error, .. } => Some(error),
             OpenError::Unlock(error) => Some(error),
             OpenError::Key(error) => Some(error),
+            OpenError::Audit(error) => Some(error),
             OpenError::Io { source, .. } => Some(source),
             _ => None,
         }
@@ -133,6 +165,8 @@ pub enum CreateError {
     IsVault { path: PathBuf },
     /// The directory holds something.
     NotEmpty { path: PathBuf, entry: String },
+    /// There is a keystore already.
+    IsKeystore { path: PathBuf },
     /// The directory holds a keystore and nothing else: what an interrupted call leaves, or all that is left of a vault.
     Unfinished { path: PathBuf },
     /// Another process is making a vault there.
@@ -143,16 +177,27 @@ pub enum CreateError {
     Key(KeyError),
     /// The keystore could not take the vault.
     Keystore(KeystoreError),
+    /// The vault was made, but its keystore has no record of it yet.
+    Record(ChangeError),
+    /// The use of the key cannot be recorded.
+    Audit(AuditError),
     /// A limit of the format.
     Format(FormatError),
     /// The directory cannot be made, or a file not written.
     Io { path: PathBuf, source: io::Error },
 }
 
+impl From<AuditError> for CreateError {
+    fn from(error: AuditError) -> Self {
+        CreateError::Audit(error)
+    }
+}
+
 impl fmt::Display for CreateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CreateError::IsVault { path } => write!(f, "{}: is a vault already", path.display()),
+            CreateError::IsKeystore { path } => write!(f, "{}: is a keystore already", path.display()),
             CreateError::NotEmpty { path, entry } => write!(
                 f,
                 "{}: directory is not empty ({entry:?} is in it): name an empty or a new one",
@@ -171,6 +216,8 @@ impl fmt::Display for CreateError {
             CreateError::NoDefaultKey => f.write_str("the keystore has no default key"),
             CreateError::Key(error) => error.fmt(f),
             CreateError::Keystore(error) => error.fmt(f),
+            CreateError::Audit(error) => write!(f, "{REFUSED}: {error}"),
+            CreateError::Record(error) => write!(f, "the vault was made, but: {error}"),
             CreateError::Format(error) => error.fmt(f),
             CreateError::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
@@ -182,6 +229,8 @@ impl std::error::Error for CreateError {
         match self {
             CreateError::Key(error) => Some(error),
             CreateError::Keystore(error) => Some(error),
+            CreateError::Record(error) => Some(error),
+            CreateError::Audit(error) => Some(error),
             CreateError::Format(error) => Some(error),
             CreateError::Io { source, .. } => Some(source),
             _ => None,

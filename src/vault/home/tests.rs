@@ -1,7 +1,11 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::{
     crypto::{block::Suite, passphrase::Hardness},
-    keystore::{KeyFile, NewSecret, Passphrase, UnlockError},
+    format::keystore::{KeyState, SlotId, VAULT_KEYS_MAX},
+    keystore::{KeyFile, NewKey, NewSecret, Passphrase, UnlockError},
+    vault::VaultError,
 };
 
 const EASY: Hardness = Hardness {
@@ -27,10 +31,18 @@ fn keystore() -> LocalKeystore {
     LocalKeystore::create("main", &NewSecret::KeyFile(&key_file(1)), 100).unwrap()
 }
 
+fn call() -> Call {
+    Call::new("Test", serde_json::Value::Null)
+}
+
 fn vault() -> (tempfile::TempDir, OpenVault) {
     let temp = tempfile::tempdir().unwrap();
     let open = VaultHome::create(temp.path(), layout(), keystore(), 100).unwrap();
     (temp, open)
+}
+
+fn keystore_of(open: &OpenVault) -> &LocalKeystore {
+    open.keys().keystore().unwrap().keystore()
 }
 
 fn open_with(path: &Path, byte: u8) -> Result<OpenVault, OpenError> {
@@ -66,7 +78,9 @@ fn what_was_made_opens() {
     let open = open_with(temp.path(), 1).unwrap();
     assert_eq!((open.vault.id(), open.vault.root_keys().id), (id, names));
     assert_eq!(open.header().current, Epoch(1));
-    assert_eq!(open.keystore().epoch_floor(id), Some(Epoch(1)));
+    assert_eq!(keystore_of(&open).epoch_floor(id), Some(Epoch(1)));
+    let key = keystore_of(&open).key_of_alias(DEFAULT_ALIAS).unwrap();
+    assert_eq!(keystore_of(&open).usage(&key).unwrap()[0].1.alone, 1);
     let loaded = open
         .vault
         .load_header(open.home.dir(), names, header.fields.file)
@@ -156,7 +170,7 @@ fn each_thing_in_the_way_of_opening_has_its_error() {
     put(path, &good.header, &files(other.path()).keystore);
     assert!(matches!(
         open_with(path, 1),
-        Err(OpenError::Key(KeyError::NotFound { .. }))
+        Err(OpenError::Key(KeyError::Rejected { .. }))
     ));
 
     fs::remove_file(path.join(KEYSTORE)).unwrap();
@@ -255,9 +269,9 @@ fn a_change_that_was_interrupted_anywhere_opens_and_is_completed() {
         let new = files(path);
         put(path, &new.header, &after_1);
         let mut open = open_with(path, byte).unwrap();
-        assert_eq!(open.keystore().epoch_floor(open.vault.id()), Some(Epoch(1)));
+        assert_eq!(keystore_of(&open).epoch_floor(open.vault.id()), Some(Epoch(1)));
         assert!(open.finish(203).unwrap());
-        assert_eq!(open.keystore().epoch_floor(open.vault.id()), Some(Epoch(2)));
+        assert_eq!(keystore_of(&open).epoch_floor(open.vault.id()), Some(Epoch(2)));
         let root = open.vault.root_keys().id;
         open.vault
             .load_header(open.home.dir(), root, header.fields.file)
@@ -279,7 +293,7 @@ fn who_was_shut_out_opens_nothing_new() {
     let guest = || Unlock::Passphrase(passphrase("guest"));
     let enter = || VaultHome::enter(temp.path(), Lock::Exclusive).unwrap();
     let mut open = enter().open(&guest(), &SlotChoice::Any).unwrap();
-    assert_eq!(open.slot, SlotId(2));
+    assert_eq!(open.keys().keystore().unwrap().slot, SlotId(2));
     let owner = open.remove_slot(SlotId(1), 102).unwrap();
     assert_eq!(owner, Epoch(2));
     assert!(matches!(
@@ -338,4 +352,381 @@ fn replaced_files_keep_their_mode() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
     open.rotate(101).unwrap();
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+/// A keystore of its own, and a vault under a key of it.
+fn shared() -> (tempfile::TempDir, KeyHandle) {
+    let temp = tempfile::tempdir().unwrap();
+    let mut keystore = KeystoreHome::create(&temp.path().join("keys"), keystore(), 100).unwrap();
+    let key = keystore
+        .change(100, call(), |keystore| keystore.create_key(&NewKey::default(), 100))
+        .unwrap();
+    create_under(temp.path(), "vault", key).unwrap();
+    (temp, key)
+}
+
+fn keys(temp: &Path) -> OpenKeystore {
+    let home = KeystoreHome::enter(&temp.join("keys")).unwrap();
+    home.open(&Unlock::KeyFile(key_file(1)), &SlotChoice::Any).unwrap()
+}
+
+fn create_under(temp: &Path, vault: &str, key: KeyHandle) -> Result<OpenVault, CreateError> {
+    VaultHome::create_under(&temp.join(vault), layout(), keys(temp).into(), (key, Vec::new()), 100)
+}
+
+fn open_shared(temp: &Path) -> Result<OpenVault, OpenError> {
+    let home = KeystoreHome::enter(&temp.join("keys")).unwrap();
+    let home = VaultHome::enter_with(&temp.join("vault"), Lock::Exclusive, Some(home))?;
+    home.open(&Unlock::KeyFile(key_file(1)), &SlotChoice::Any)
+}
+
+#[test]
+fn a_keystore_of_its_own_knows_its_vaults() {
+    let (temp, key) = shared();
+    let open = open_shared(temp.path()).unwrap();
+    let vault = open.vault.id();
+    assert_eq!(keystore_of(&open).epoch_floor(vault), Some(Epoch(1)));
+    let usage = keystore_of(&open).usage(&key).unwrap();
+    let (record, need) = usage[0];
+    let path = fs::canonicalize(temp.path().join("vault")).unwrap();
+    assert_eq!((record.vault, record.path.as_str()), (vault, path.to_str().unwrap()));
+    assert_eq!((need.epochs, need.alone), (1, 1));
+    assert!(matches!(
+        KeystoreHome::create(&temp.path().join("keys"), keystore(), 1).map(drop),
+        Err(CreateError::IsKeystore { .. })
+    ));
+    assert!(matches!(
+        KeystoreHome::enter(&temp.path().join("vault")).map(drop),
+        Err(OpenError::NoKeystore { .. })
+    ));
+    assert!(matches!(
+        VaultHome::enter(&temp.path().join("keys"), Lock::Shared).map(drop),
+        Err(OpenError::HeaderMissing { .. })
+    ));
+}
+
+/// A crash while a vault is made leaves its header without a record.
+#[test]
+fn a_vault_that_its_keystore_does_not_know_yet_opens_and_is_recorded() {
+    let (temp, key) = shared();
+    let before = fs::read(temp.path().join("keys").join(KEYSTORE)).unwrap();
+    drop(create_under(temp.path(), "second", key).unwrap());
+    fs::write(temp.path().join("keys").join(KEYSTORE), before).unwrap();
+    fs::remove_dir_all(temp.path().join("vault")).unwrap();
+    fs::rename(temp.path().join("second"), temp.path().join("vault")).unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    let vault = open.vault.id();
+    assert_eq!(keystore_of(&open).epoch_floor(vault), None);
+    assert!(open.finish(200).unwrap());
+    assert_eq!(keys(temp.path()).keystore().epoch_floor(vault), Some(Epoch(1)));
+    assert!(!open.finish(201).unwrap());
+}
+
+/// Rotating, and removing a slot, take one write of a shared keystore; each vault takes the other two steps on its own.
+#[test]
+fn a_vault_takes_up_what_was_changed_in_its_keystore() {
+    let (temp, key) = shared();
+    let slot = keys(temp.path())
+        .change(101, call(), |k| {
+            k.add_slot("two", &NewSecret::KeyFile(&key_file(2)), 101)
+        })
+        .unwrap();
+    keys(temp.path())
+        .change(102, call(), |keystore| keystore.rotate_on_demand(&key, 102))
+        .unwrap();
+    let header = fs::read(temp.path().join("vault").join(VAULT_HEADER)).unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    assert_eq!(open.header().current, Epoch(1));
+    assert!(open.finish(103).unwrap());
+    assert_eq!(open.header().current, Epoch(2));
+    drop(open);
+    let new = fs::read(temp.path().join("vault").join(VAULT_HEADER)).unwrap();
+    fs::write(temp.path().join("vault").join(VAULT_HEADER), header).unwrap();
+    assert!(matches!(open_shared(temp.path()), Err(OpenError::RolledBack { .. })));
+    fs::write(temp.path().join("vault").join(VAULT_HEADER), new).unwrap();
+
+    let _ = keys(temp.path())
+        .change(104, call(), |k| k.remove_slot(slot, 104))
+        .unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    assert!(open.finish(105).unwrap());
+    assert_eq!(open.header().current, Epoch(3));
+    assert!(!open.finish(106).unwrap());
+}
+
+#[test]
+fn a_keystore_that_cannot_be_written_opens_its_vaults_unless_it_must_be() {
+    let (temp, key) = shared();
+    let file = temp.path().join("keys").join(KEYSTORE);
+    let mut open = open_shared(temp.path()).unwrap();
+    keys(temp.path())
+        .change(101, call(), |keystore| keystore.rotate_on_demand(&key, 101))
+        .unwrap();
+    let stored = fs::read(&file).unwrap();
+    // A directory in its place fails whoever reads or replaces it, root too.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(!open.finish(900_000).unwrap());
+    drop(open);
+    fs::remove_dir(&file).unwrap();
+    fs::write(&file, &stored).unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(open.finish(900_000).is_err(), "the vault is behind its keystore");
+}
+
+#[test]
+fn a_keystore_that_changes_while_its_vault_is_entered_is_the_one_that_opens_it() {
+    let (temp, key) = shared();
+    let early = KeystoreHome::enter(&temp.path().join("keys")).unwrap();
+    keys(temp.path())
+        .change(101, call(), |keystore| keystore.rotate_on_demand(&key, 101))
+        .unwrap();
+    assert!(open_shared(temp.path()).unwrap().finish(102).unwrap());
+    let home = VaultHome::enter_with(&temp.path().join("vault"), Lock::Shared, Some(early)).unwrap();
+    let open = home.open(&Unlock::KeyFile(key_file(1)), &SlotChoice::Any).unwrap();
+    assert_eq!(open.header().current, Epoch(2));
+}
+
+#[test]
+fn two_who_change_a_keystore_at_a_time_keep_each_other_s_change() {
+    let (temp, key) = shared();
+    let mut open = open_shared(temp.path()).unwrap();
+    let mut other = keys(temp.path());
+    let made = other
+        .change(101, call(), |keystore| keystore.create_key(&NewKey::default(), 101))
+        .unwrap();
+    open.rotate(102).unwrap();
+    other.change(103, call(), |keystore| keystore.disable(&made)).unwrap();
+    let after = keys(temp.path());
+    let after = after.keystore();
+    assert_eq!(after.describe(&made).unwrap().state, KeyState::Disabled);
+    assert_eq!(after.epoch_floor(open.vault.id()), Some(Epoch(2)));
+    assert_eq!(after.describe(&key).unwrap().state, KeyState::Enabled);
+
+    // One who was shut out meanwhile does not write what they had open.
+    let slot = other
+        .change(104, call(), |k| {
+            k.add_slot("two", &NewSecret::KeyFile(&key_file(2)), 104)
+        })
+        .unwrap();
+    let _ = other.change(105, call(), |k| k.remove_slot(slot, 105)).unwrap();
+    let header = fs::read(temp.path().join("vault").join(VAULT_HEADER)).unwrap();
+    assert!(matches!(open.rotate(106), Err(ChangeError::KeystoreChanged { .. })));
+    assert_eq!(fs::read(temp.path().join("vault").join(VAULT_HEADER)).unwrap(), header);
+    fs::remove_file(temp.path().join("keys").join(KEYSTORE)).unwrap();
+    assert!(matches!(
+        other.change(107, call(), |keystore| keystore.enable(&made)),
+        Err(ChangeError::KeystoreChanged { .. })
+    ));
+}
+
+#[test]
+fn a_change_that_fails_stores_nothing_and_a_rehearsal_never_does() {
+    let (temp, key) = shared();
+    let file = temp.path().join("keys").join(KEYSTORE);
+    let before = fs::read(&file).unwrap();
+    let failed = keys(temp.path()).change(101, call(), |keystore| keystore.cancel_deletion(&key));
+    assert!(matches!(failed, Err(ChangeError::Keystore(_))));
+    keys(temp.path())
+        .rehearse(101, |keystore| keystore.disable(&key))
+        .unwrap();
+    assert_eq!(fs::read(&file).unwrap(), before);
+    assert!(!keys(temp.path()).update(101, |_| Ok::<_, KeyError>(false)).unwrap());
+    assert_eq!(fs::read(&file).unwrap(), before);
+}
+
+#[test]
+fn the_key_of_a_vault_is_changed_and_a_crash_on_the_way_leaves_one_that_opens() {
+    let (temp, old) = shared();
+    let new = keys(temp.path())
+        .change(101, call(), |keystore| keystore.create_key(&NewKey::default(), 101))
+        .unwrap();
+    let keystore_before = fs::read(temp.path().join("keys").join(KEYSTORE)).unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    let pairs = vec![("team".to_owned(), "blue".to_owned())];
+    assert_eq!(open.set_key((new, pairs.clone()), None, 102).unwrap(), Epoch(2));
+    assert_eq!(open.rotate(103).unwrap(), Epoch(3));
+    let wraps = &open.header().epoch(Epoch(3)).unwrap().wraps;
+    assert_eq!(
+        (wraps[0].key, &wraps[0].context),
+        (new.0, &pairs),
+        "the next epoch is as this one"
+    );
+    drop(open);
+    // The header is there, the record of it is not.
+    fs::write(temp.path().join("keys").join(KEYSTORE), keystore_before).unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    assert!(open.finish(104).unwrap());
+    let needs = |key: &KeyHandle| keystore_of(&open).usage(key).unwrap()[0].1;
+    assert_eq!((needs(&old).epochs, needs(&new).epochs), (1, 2));
+    let used = BTreeSet::from([Epoch(3)]);
+    assert_eq!(open.retire_epochs_except(&used, 105).unwrap(), [Epoch(1), Epoch(2)]);
+    assert!(keystore_of(&open).usage(&old).unwrap().is_empty());
+}
+
+#[test]
+fn a_vault_is_under_at_most_so_many_keys() {
+    let (temp, _) = shared();
+    let mut open = open_shared(temp.path()).unwrap();
+    let mut keystore = keys(temp.path());
+    let mut make = || keystore.change(101, call(), |keystore| keystore.create_key(&NewKey::default(), 101));
+    for _ in 1..VAULT_KEYS_MAX {
+        let key = make().unwrap();
+        open.set_key((key, Vec::new()), None, 101).unwrap();
+    }
+    let key = make().unwrap();
+    assert!(matches!(
+        open.set_key((key, Vec::new()), None, 102),
+        Err(ChangeError::TooManyKeys)
+    ));
+}
+
+#[test]
+fn a_key_that_cannot_be_used_says_why_for_the_files_of_its_epochs_only() {
+    let (temp, old) = shared();
+    let mut keystore = keys(temp.path());
+    let new = keystore
+        .change(101, call(), |keystore| keystore.create_key(&NewKey::default(), 101))
+        .unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    open.set_key((new, Vec::new()), None, 102).unwrap();
+    drop(open);
+    keystore.change(103, call(), |keystore| keystore.disable(&old)).unwrap();
+    let open = open_shared(temp.path()).unwrap();
+    assert!(open.vault.epochs().wrapping_key(Epoch(2)).is_ok());
+    assert!(matches!(
+        open.vault.epochs().wrapping_key(Epoch(1)),
+        Err(VaultError::EpochKey(Epoch(1), KeyError::Disabled { .. }))
+    ));
+    assert!(matches!(
+        open.vault.epochs().wrapping_key(Epoch(9)),
+        Err(VaultError::EpochMissing(Epoch(9)))
+    ));
+    drop(open);
+    keystore.change(104, call(), |keystore| keystore.disable(&new)).unwrap();
+    assert!(matches!(
+        open_shared(temp.path()),
+        Err(OpenError::Key(KeyError::Disabled { .. }))
+    ));
+    let home = KeystoreHome::enter(&temp.path().join("keys")).unwrap();
+    let mut home = VaultHome::enter_with(&temp.path().join("vault"), Lock::Exclusive, Some(home)).unwrap();
+    let mut keystore = home
+        .open_keystore(&Unlock::KeyFile(key_file(1)), &SlotChoice::Any)
+        .unwrap();
+    keystore.change(105, call(), |keystore| keystore.enable(&new)).unwrap();
+    assert!(home.open_with(keystore.into()).is_ok());
+}
+
+#[test]
+fn a_keystore_in_its_vault_is_not_stored_for_news_alone() {
+    let (temp, open) = vault();
+    drop(open);
+    let before = files(temp.path()).keystore;
+    let mut open = open_with(temp.path(), 1).unwrap();
+    assert!(!open.finish(900_000).unwrap());
+    assert_eq!(files(temp.path()).keystore, before);
+    open.record_files(12, 900_001).unwrap();
+    let open = open_with_again(open);
+    let key = keystore_of(&open).key_of_alias(DEFAULT_ALIAS).unwrap();
+    let usage = keystore_of(&open).usage(&key).unwrap();
+    assert_eq!(usage[0].0.files.map(|files| files.count), Some(12));
+    assert_eq!(usage[0].0.path, "", "it lies in the vault");
+    assert!(keystore_of(&open).describe(&key).unwrap().last_use.is_some());
+}
+
+fn open_with_again(open: OpenVault) -> OpenVault {
+    let path = open.home.path().to_owned();
+    drop(open);
+    open_with(&path, 1).unwrap()
+}
+
+#[test]
+fn a_key_that_is_due_rotates_when_asked_and_the_vault_follows() {
+    let (temp, mut open) = vault();
+    let year = 366 * 24 * 60 * 60;
+    assert_eq!(open.rotate_due(200).unwrap(), []);
+    assert_eq!(open.rotate_due(year).unwrap().len(), 1);
+    assert_eq!(open.rotate_due(year).unwrap(), []);
+    drop(open);
+    let mut open = open_with(temp.path(), 1).unwrap();
+    assert!(open.finish(year).unwrap());
+    assert_eq!(open.header().current, Epoch(2));
+}
+
+#[test]
+fn a_vault_whose_key_was_destroyed_says_so() {
+    let (temp, mut open) = vault();
+    let day = 24 * 60 * 60;
+    let keystore = open.keys_mut().keystore_mut().unwrap();
+    let key = keystore
+        .change(100, call(), |keystore| keystore.create_key(&NewKey::default(), 100))
+        .unwrap();
+    open.set_key((key, Vec::new()), None, 100).unwrap();
+    let keystore = open.keys_mut().keystore_mut().unwrap();
+    keystore
+        .change(100, call(), |keystore| keystore.schedule_deletion(&key, 7, 100))
+        .unwrap();
+    keystore
+        .change(8 * day, call(), |keystore| keystore.reap(8 * day).map(drop))
+        .unwrap();
+    drop(open);
+    assert!(matches!(
+        open_with(temp.path(), 1),
+        Err(OpenError::Key(KeyError::NotFound { .. }))
+    ));
+}
+
+#[test]
+fn what_others_do_to_a_keystore_is_seen_by_a_vault_that_is_open() {
+    let temp = tempfile::tempdir().unwrap();
+    let (keys, path) = (temp.path().join("keys"), temp.path().join("vault"));
+    KeystoreHome::create(&keys, keystore(), 1).unwrap();
+    let open_keystore = || {
+        KeystoreHome::enter(&keys)
+            .unwrap()
+            .open(&Unlock::KeyFile(key_file(1)), &SlotChoice::Any)
+            .unwrap()
+    };
+    let mut other = open_keystore();
+    let key = other
+        .change(2, call(), |keystore| keystore.create_key(&NewKey::default(), 2))
+        .unwrap();
+    let open = VaultHome::create_under(&path, layout(), open_keystore().into(), (key, Vec::new()), 3).unwrap();
+    let (vault, _home, mut keeper) = open.into_kept_vault(Limits::default());
+    let mut said = || {
+        keeper.round(true);
+        match vault.epochs().wrapping_key(Epoch(1)) {
+            Ok(_) => None,
+            Err(VaultError::EpochKey(_, error)) => Some(error),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let file = keys.join(KEYSTORE);
+    assert_eq!(said(), None);
+
+    other.change(4, call(), |keystore| keystore.disable(&key)).unwrap();
+    let key_id = key.0;
+    let disabled = Some(KeyError::Disabled { key: key_id });
+    assert_eq!(said(), disabled);
+    let bytes = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert_eq!(said(), disabled, "that nobody can be asked does not enable it");
+    fs::write(&file, &bytes).unwrap();
+    other.change(5, call(), |keystore| keystore.enable(&key)).unwrap();
+    assert_eq!(said(), None);
+
+    // What is older than what is known says nothing.
+    let newest = fs::read(&file).unwrap();
+    fs::write(&file, &bytes).unwrap();
+    assert_eq!(said(), None);
+    fs::write(&file, b"something else").unwrap();
+    assert_eq!(said(), None, "a key that cannot be asked for serves on for a while");
+    fs::write(&file, &newest).unwrap();
+    let mut other = open_keystore();
+    other
+        .change(6, call(), |keystore| keystore.schedule_deletion(&key, 7, 6))
+        .unwrap();
+    assert_eq!(said(), Some(KeyError::PendingDeletion { key: key_id }));
 }

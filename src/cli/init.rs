@@ -1,0 +1,129 @@
+//! `init` and `keystore init`: vaults and keystores are made.
+
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
+
+use super::{
+    CliResult,
+    args::{InitArgs, KdfArgs, KeystoreInitArgs, SecretArgs, UnlockArgs},
+    devices, encryption,
+    error::CliError,
+    open, process, secret,
+};
+use crate::{
+    format::layout::Layout,
+    keystore::{LocalKeystore, NewSecret, Providers, RecoveryKey, local::DEFAULT_ALIAS},
+    vault::home::{CreateError, KeystoreHome, OpenVault, VaultHome},
+};
+
+/// The name of the slot for a recovery key.
+const RECOVERY_NAME: &str = "recovery key";
+
+/// Makes a vault.
+pub fn init(args: &InitArgs) -> CliResult {
+    let layout = u32::try_from(args.block_size)
+        .ok()
+        .and_then(|size| Layout::new(args.suite, size).ok())
+        .ok_or(CliError::BlockSize(args.block_size))?;
+    // Nobody is to think of a passphrase in vain.
+    VaultHome::check_free(&args.vault)?;
+    if args.keystore.is_some() || args.agent.is_some() {
+        return init_under(args, layout);
+    }
+    if let Some(key) = &args.kms_key {
+        return init_by_kms(args, key, layout);
+    }
+    let (keystore, recovery) = make_keystore(&args.vault, &args.secret, &args.kdf, args.recovery_key)?;
+    let open = VaultHome::create(&args.vault, layout, keystore, process::now())?;
+    set_bucket_key(open, args)?;
+    recovery.iter().try_for_each(secret::show_recovery_key)
+}
+
+/// Makes a vault that a key of AWS KMS opens, and whose epoch keys it wraps.
+fn init_by_kms(args: &InitArgs, key: &str, layout: Layout) -> CliResult {
+    let (key, provider) = (devices::kms::name(key)?, devices::kms::provider()?);
+    let label = provider.name();
+    let secret = NewSecret::RemoteKey {
+        key: &key,
+        provider: &*provider,
+    };
+    let providers = Providers {
+        aws_kms: Some(provider.clone()),
+        ..Providers::default()
+    };
+    let now = process::now();
+    let keystore = LocalKeystore::create_for(&key, providers, (label, &secret), now)
+        .map_err(|error| CliError::Create(CreateError::Keystore(error)))?;
+    set_bucket_key(VaultHome::create(&args.vault, layout, keystore, now)?, args)
+}
+
+/// Has a vault that was just made have no bucket key, if that is wanted.
+fn set_bucket_key(mut open: OpenVault, args: &InitArgs) -> CliResult {
+    if !args.bucket_key.is_on() {
+        open.set_bucket_key(false, process::now())?;
+    }
+    Ok(())
+}
+
+/// Makes a vault under a key of a keystore that there is, or that an agent holds.
+fn init_under(args: &InitArgs, layout: Layout) -> CliResult {
+    let context = encryption::context(&args.context)?;
+    let unlock = UnlockArgs {
+        secret: args.secret.clone(),
+        keystore: args.keystore.clone(),
+        agent: args.agent.clone(),
+        ..UnlockArgs::default()
+    };
+    let store = open::open_store_for_change(None, &unlock)?;
+    let key = args.key.as_deref().unwrap_or(DEFAULT_ALIAS);
+    let key = store.keys.find_key(key)?;
+    let open = VaultHome::create_under(&args.vault, layout, store.keys, (key, context), process::now())?;
+    set_bucket_key(open, args)
+}
+
+/// Makes a keystore that vaults can share.
+pub fn init_keystore(args: &KeystoreInitArgs) -> CliResult {
+    let path = match &args.path {
+        Some(path) => path.clone(),
+        None => {
+            let path = open::default_keystore().ok_or(CliError::WhichKeystore)?;
+            make_parents(&path)?;
+            path
+        }
+    };
+    KeystoreHome::check_free(&path)?;
+    let (keystore, recovery) = make_keystore(&path, &args.secret, &args.kdf, args.recovery_key)?;
+    let now = process::now();
+    let mut open = KeystoreHome::create(&path, keystore, now)?;
+    recovery.iter().try_for_each(secret::show_recovery_key)?;
+    open.audit_on(false, now)?;
+    Ok(())
+}
+
+fn make_parents(path: &Path) -> CliResult {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+    made.map_err(|source| CliError::File {
+        path: parent.to_owned(),
+        source,
+    })
+}
+
+/// Makes a keystore in memory, with the slots that the user wants; the recovery key is shown once it opens something.
+fn make_keystore(
+    path: &Path,
+    secret: &SecretArgs,
+    kdf: &KdfArgs,
+    recovery: bool,
+) -> CliResult<(LocalKeystore, Option<RecoveryKey>)> {
+    let first = secret::first(path, secret, kdf)?;
+    let now = process::now();
+    let failed = |error| CliError::Create(CreateError::Keystore(error));
+    let mut keystore = LocalKeystore::create(&first.kind().to_string(), &first.as_new(), now).map_err(failed)?;
+    let recovery = recovery.then(RecoveryKey::generate);
+    if let Some(key) = &recovery {
+        keystore
+            .add_slot(RECOVERY_NAME, &NewSecret::RecoveryKey(key), now)
+            .map_err(failed)?;
+    }
+    Ok((keystore, recovery))
+}

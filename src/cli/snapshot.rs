@@ -1,0 +1,192 @@
+//! `snapshot`, and what `verify` compares a vault with: a snapshot, or the record.
+
+use std::{
+    fs::File,
+    io::{BufReader, BufWriter, Write},
+    path::Path,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    CliResult,
+    args::{CompareArgs, SnapshotArgs},
+    error::CliError,
+    open, process,
+    progress::Progress,
+    record,
+    sealed::output::Output,
+    text,
+    view::View,
+};
+use crate::{
+    format::snapshot::SnapshotHead,
+    vault::{
+        Vault,
+        snapshot::{self, Difference, SnapshotError, SnapshotReader, TakeEvent},
+    },
+};
+
+/// Lists what is in a vault, sealed, in a file.
+pub fn take(args: &SnapshotArgs) -> CliResult {
+    Output::check(Some(&args.output), args.force)?;
+    let (opened, in_use) = open::open_even_in_use(&args.vault)?;
+    process::raise_descriptor_limit();
+    let base = args.base.as_deref().map(|path| read(&opened.vault, path)).transpose()?;
+    let output = Output::create(Some(args.output.clone()), args.force)?;
+    let head = SnapshotHead {
+        time: process::now(),
+        in_use,
+        base: None,
+        home: opened.seen(),
+    };
+    let progress = Progress::counter("entries");
+    let failed = |error| CliError::Snapshot {
+        path: args.output.clone(),
+        error,
+    };
+    let out = BufWriter::with_capacity(1 << 20, output);
+    let (taken, mut out) = snapshot::take(
+        &opened.vault,
+        opened.home.dir(),
+        (head, out),
+        base,
+        &mut |event| match event {
+            TakeEvent::Entry => progress.advance(1),
+            TakeEvent::Unreadable { path, error } => {
+                progress.complain(&format!("{}: {error}", text::printable(path)));
+            }
+        },
+    )
+    .map_err(failed)?;
+    out.flush().map_err(|error| failed(error.into()))?;
+    let output = out.into_inner().map_err(|error| failed(error.into_error().into()))?;
+    output.finish(None)?;
+    drop(progress);
+    if in_use {
+        eprintln!("hushfs: the vault was in use: what was written meanwhile may be listed as before or after");
+    }
+    eprintln!(
+        "hushfs: {} listed, {} taken over, {} unreadable",
+        text::count(taken.entries, "entry"),
+        text::count(taken.taken_over, "file"),
+        taken.unreadable
+    );
+    match taken.unreadable {
+        0 => Ok(()),
+        _ => Err(CliError::DamageFound),
+    }
+}
+
+fn read(vault: &Vault, path: &Path) -> CliResult<SnapshotReader<BufReader<File>>> {
+    let file = File::open(path).map_err(|source| CliError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    SnapshotReader::new(vault, BufReader::with_capacity(1 << 20, file)).map_err(|error| CliError::Snapshot {
+        path: path.to_owned(),
+        error,
+    })
+}
+
+/// What a comparison has found.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// The differences, as JSON.
+    pub differences: Vec<Value>,
+    /// Some were not to be expected.
+    pub is_damage: bool,
+}
+
+/// Compares a vault with a snapshot and with the record, as far as was asked for, and prints the differences.
+pub fn compare(view: &View, args: &CompareArgs, json: bool) -> CliResult<Compared> {
+    let mut compared = Compared::default();
+    let (vault, root) = (view.fs.vault(), view.home().dir());
+    if let Some(path) = &args.against {
+        let reader = read(vault, path)?;
+        let since = text::time(reader.head().time);
+        let found = compare_by(path, json, &mut compared, |report| {
+            snapshot::compare(vault, root, view.seen(), reader, report)
+        })?;
+        if !json {
+            eprintln!(
+                "hushfs: {} compared with those of {since}: {} to be expected, {} not",
+                text::count(found.entries, "entry"),
+                text::count(found.expected, "difference"),
+                found.unexpected
+            );
+        }
+    }
+    if args.record.is_some() {
+        let record = record::open_record(vault, view.home(), args.record.as_deref())?;
+        let found = compare_by(view.home().path(), json, &mut compared, |report| {
+            snapshot::compare_with_record(vault, root, view.seen(), &record, report)
+        })?;
+        if !json {
+            eprintln!(
+                "hushfs: {} compared with the record: {} older or unreadable, {} of the record not there any more",
+                text::count(found.entries, "entry"),
+                found.unexpected,
+                text::count(found.missing, "file")
+            );
+        }
+    }
+    Ok(compared)
+}
+
+fn compare_by(
+    path: &Path,
+    json: bool,
+    compared: &mut Compared,
+    compare: impl FnOnce(&mut dyn FnMut(Option<Difference>)) -> Result<snapshot::Summary, SnapshotError>,
+) -> CliResult<snapshot::Summary> {
+    let progress = Progress::counter("entries");
+    let mut printed = Ok(());
+    let found = compare(&mut |difference| match difference {
+        None => progress.advance(1),
+        Some(difference) => {
+            if json {
+                compared.differences.push(as_json(&difference));
+            } else if printed.is_ok() {
+                printed = progress.print(&as_line(&difference));
+            }
+        }
+    });
+    drop(progress);
+    printed?;
+    let found = found.map_err(|error| CliError::Snapshot {
+        path: path.to_owned(),
+        error,
+    })?;
+    compared.is_damage |= found.unexpected > 0;
+    Ok(found)
+}
+
+fn path_of(difference: &Difference) -> String {
+    difference
+        .path
+        .as_deref()
+        .map_or_else(|| "the vault".to_owned(), text::printable)
+}
+
+fn as_line(difference: &Difference) -> String {
+    let severity = if difference.change.is_expected() {
+        "since"
+    } else {
+        "unexpected"
+    };
+    format!(
+        "{severity}: {}: {}",
+        path_of(difference),
+        text::printable(text::without_numbers(&difference.change.to_string()).as_bytes())
+    )
+}
+
+fn as_json(difference: &Difference) -> Value {
+    json!({
+        "path": difference.path.as_deref().map(String::from_utf8_lossy),
+        "change": difference.change.word(),
+        "expected": difference.change.is_expected(),
+        "description": difference.change.to_string(),
+    })
+}

@@ -1,0 +1,855 @@
+//! Mends what a check finds, where there is one answer to how; keeps a copy of what it changes, durably before it changes it.
+//!
+//! It goes in rounds, since one thing mended shows others: all that is wrong is found, then mended one by one. Leftovers come last: what needs one of them
+//! may have been found by then. Every step is one that a kill or a power cut may follow; docs/decisions/0020-repair.md says what it leaves. Starting again goes on.
+//!
+//! The vault must be locked for exclusive use.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt, io,
+    path::PathBuf,
+};
+
+use rustix::fs::{RenameFlags, Timespec};
+
+use super::{
+    finding::{Finding, Problem, Severity, join, unusable},
+    lost::{Lost, path_in, split},
+    tree,
+    walk::{Content, Entry, Visitor, WalkError, directories_named, walk},
+};
+use crate::{
+    backing::{BackingFile, Dir, Storage},
+    format::{
+        header::FileHeader,
+        layout::PREAMBLE_SIZE,
+        link::{self, DiskTarget, LINK_FILE_MAX},
+        name::{self, LONG_NAME_FILE_MAX, Shape},
+        preamble::UnverifiedPreamble,
+        xattr::XattrHash,
+    },
+    ids::{DirectoryId, FileId},
+    units::{CipherSize, PlainSize},
+    vault::{
+        DirectoryKeys, Vault, VaultError,
+        content::{self, ContentError, Stored},
+        file::{FoundAt, VaultFile},
+    },
+};
+
+/// Rounds at most: each but the last mends something that was hidden behind something else.
+const ROUNDS_MAX: usize = 64;
+
+/// Directories that cannot be used and are compared at most, each with each.
+const EXCHANGED_MAX: usize = 256;
+
+/// Attributes without which a file would be open to more users than before.
+const ACCESS_LISTS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+
+/// What a repair tells.
+#[derive(Debug)]
+pub enum Told {
+    /// Something was mended.
+    Corrected {
+        /// What was wrong.
+        finding: Finding,
+        /// What was done.
+        remedy: Remedy,
+    },
+    /// Something stays as it is.
+    Left {
+        /// What is wrong.
+        finding: Finding,
+        /// Why it stays.
+        why: Why,
+    },
+}
+
+/// What was done.
+#[derive(Debug)]
+pub struct Remedy {
+    /// What it was.
+    pub action: Action,
+    /// Where in the vault what was changed is kept.
+    pub kept: Option<String>,
+}
+
+/// What can be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Moved to where it is kept.
+    SetAside,
+    /// The file was sealed as it is, after all of it was read.
+    Sealed,
+    /// What someone had put behind the end of a sealed file was taken away.
+    Cut,
+    /// The attribute was removed.
+    AttributeRemoved,
+    /// A header was made from another of the same file, at this path.
+    Header(String),
+    /// A directory's header was made from what is in the directory.
+    DirectoryHeader,
+    /// A directory's header that was another's was taken away.
+    DirectoryHeaderRemoved,
+    /// A file of hushfs's own was copied from this path.
+    Copied(String),
+    /// Moved to where its name is from.
+    Moved(String),
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::SetAside => f.write_str("set aside"),
+            Action::Sealed => f.write_str("sealed as it is, every block was verified"),
+            Action::Cut => f.write_str("cut to the size it was sealed with, every block was verified"),
+            Action::AttributeRemoved => f.write_str("the attribute was removed"),
+            Action::Header(path) => write!(f, "its header was made from {path}"),
+            Action::DirectoryHeader => f.write_str("its header was made from what is in it"),
+            Action::DirectoryHeaderRemoved => f.write_str("it needs no header"),
+            Action::Copied(path) => write!(f, "copied from {path}"),
+            Action::Moved(path) => write!(f, "moved back to {path}"),
+        }
+    }
+}
+
+/// Why something stays as it is.
+#[derive(Debug)]
+pub enum Why {
+    /// It is nobody's fault, and nothing is to be done.
+    Note,
+    /// There is nothing to mend it with.
+    NoSource,
+    /// There is more than one way, and these are in the way of each other.
+    Ambiguous(Vec<String>),
+    /// Its key is not at hand.
+    NoKey,
+    /// Without the attribute more users might reach the file.
+    AccessList,
+    /// What would be done failed.
+    Failed(io::Error),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Note => f.write_str("nothing to be done"),
+            Why::NoSource => f.write_str("nothing in the vault to mend it with: take it from a backup"),
+            Why::Ambiguous(paths) => write!(f, "more than one answer, look at {}", paths.join(" and ")),
+            Why::NoKey => f.write_str("its key is not at hand"),
+            Why::AccessList => f.write_str("it says who may use the file: set it anew"),
+            Why::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for Why {
+    fn from(error: io::Error) -> Self {
+        Why::Failed(error)
+    }
+}
+
+impl From<VaultError> for Why {
+    fn from(error: VaultError) -> Self {
+        match error {
+            VaultError::Io(error) | VaultError::Content(ContentError::Io(error)) => Why::Failed(error),
+            VaultError::EpochKey(..) | VaultError::KeyNeeded(_) => Why::NoKey,
+            _ => Why::NoSource,
+        }
+    }
+}
+
+/// Mends what can be mended in a whole vault; `root` is its directory.
+///
+/// # Errors
+///
+/// What keeps the root from being read; what else fails is told of.
+pub fn repair(
+    vault: &Vault,
+    root: &Dir,
+    stops: &dyn Fn() -> bool,
+    tell: &mut dyn FnMut(Told),
+) -> Result<super::Summary, WalkError> {
+    let mut lost = Lost::new(root.open_dir(".").map_err(|error| WalkError {
+        path: PathBuf::new(),
+        source: error.into(),
+    })?);
+    for round in 1.. {
+        let mut survey = Survey {
+            vault,
+            stops,
+            summary: super::Summary {
+                directories: 1,
+                files: 0,
+            },
+            findings: Vec::new(),
+            directories: BTreeMap::new(),
+        };
+        survey.note_directory(vault.root_keys().id, b"");
+        walk(vault, root, &[] as &[PathBuf], &mut survey)?;
+        let Survey {
+            summary,
+            findings,
+            directories,
+            ..
+        } = survey;
+        let (leftovers, others): (Vec<_>, Vec<_>) = findings.into_iter().partition(is_leftover);
+        let sources = Sources::find(root, &others);
+        let mut mender = Mender {
+            vault,
+            root,
+            claimed: claimed(vault, root, &directories, &others),
+            directories,
+            sources,
+            lost: &mut lost,
+        };
+        let mut left = Vec::new();
+        let mut corrected = mend_all(&mut mender, others, &mut left, stops, tell);
+        if corrected == 0 {
+            corrected = mend_all(&mut mender, leftovers, &mut left, stops, tell);
+        }
+        if corrected == 0 || round == ROUNDS_MAX || stops() {
+            for (finding, why) in left {
+                tell(Told::Left { finding, why });
+            }
+            return Ok(summary);
+        }
+    }
+    unreachable!("a loop without end returns from within")
+}
+
+/// Mends one after the other; returns how many were mended.
+fn mend_all(
+    mender: &mut Mender<'_>,
+    findings: Vec<Finding>,
+    left: &mut Vec<(Finding, Why)>,
+    stops: &dyn Fn() -> bool,
+    tell: &mut dyn FnMut(Told),
+) -> usize {
+    let mut corrected = 0;
+    for mut finding in findings {
+        if stops() {
+            return corrected;
+        }
+        match mender.mend(&mut finding) {
+            Ok(remedy) => {
+                corrected += 1;
+                tell(Told::Corrected { finding, remedy });
+            }
+            Err(why) => left.push((finding, why)),
+        }
+    }
+    corrected
+}
+
+/// Tells whether something is only in the way: nothing is made of it, it is set aside.
+fn is_leftover(finding: &Finding) -> bool {
+    matches!(
+        finding.problem,
+        Problem::OrphanedHeader
+            | Problem::OrphanedLongName
+            | Problem::OrphanedLinkFile
+            | Problem::Temporary
+            | Problem::Stranger
+    )
+}
+
+/// Takes everything that a walk shows and that a repair needs.
+struct Survey<'s> {
+    vault: &'s Vault,
+    stops: &'s dyn Fn() -> bool,
+    summary: super::Summary,
+    findings: Vec<Finding>,
+    /// Directories that can be used, by their ids: their paths on disk. Two may have one id (docs/FORMAT.md section 6.2).
+    directories: BTreeMap<DirectoryId, Vec<Vec<u8>>>,
+}
+
+impl Survey<'_> {
+    fn note_directory(&mut self, id: DirectoryId, disk_path: &[u8]) {
+        self.directories.entry(id).or_default().push(disk_path.to_vec());
+    }
+}
+
+impl Visitor for Survey<'_> {
+    fn entry(&mut self, entry: Entry<'_>) {
+        match entry.content {
+            Content::Directory(id) => {
+                self.summary.directories += 1;
+                self.note_directory(id, &entry.place.disk_path);
+            }
+            _ => self.summary.files += 1,
+        }
+    }
+
+    fn found(&mut self, finding: Finding) {
+        // A directory without its header was shown as one that can be used before it was looked into.
+        if let (Problem::DirectoryHeaderMissing(_), Some(parent), Some(name)) =
+            (&finding.problem, finding.parent, &finding.name)
+        {
+            let id = self.vault.born_directory_keys(parent, name).id;
+            if let Some(paths) = self.directories.get_mut(&id) {
+                paths.retain(|path| *path != finding.disk_path);
+            }
+            self.directories.retain(|_, paths| !paths.is_empty());
+        }
+        self.findings.push(finding);
+    }
+
+    fn stops(&self) -> bool {
+        (self.stops)()
+    }
+}
+
+/// Returns which ids of directories are spoken for, and by which paths on disk: those of directories that can be used; of those that cannot the one that
+/// they would have without a header, the one that their header says, and those of others whose headers admit their names.
+fn claimed(
+    vault: &Vault,
+    root: &Dir,
+    directories: &BTreeMap<DirectoryId, Vec<Vec<u8>>>,
+    findings: &[Finding],
+) -> HashMap<DirectoryId, BTreeSet<Vec<u8>>> {
+    let mut claimed: HashMap<_, BTreeSet<_>> = HashMap::new();
+    for (id, paths) in directories {
+        claimed.entry(*id).or_default().extend(paths.iter().cloned());
+    }
+    let (mut homeless, mut places) = (Vec::new(), Vec::new());
+    for finding in findings {
+        let is_directory = matches!(
+            finding.problem,
+            Problem::DirectoryHeaderMissing(_)
+                | Problem::Unusable(VaultError::DirectoryDamaged(_) | VaultError::DirectoryMisplaced)
+        );
+        let (true, Some(parent), Some(name)) = (is_directory, finding.parent, &finding.name) else {
+            continue;
+        };
+        let Ok(dir) = open_path(root, &finding.disk_path) else {
+            continue;
+        };
+        let mut ids = vec![vault.born_directory_keys(parent, name).id];
+        if let Ok(Some(header)) = vault.load_directory_header(&dir) {
+            ids.push(header.directory);
+            homeless.push(dir);
+        }
+        for id in ids {
+            claimed.entry(id).or_default().insert(finding.disk_path.clone());
+        }
+        places.push((parent, name, &finding.disk_path));
+    }
+    // What is under one of these names may belong under another.
+    for dir in homeless.iter().take(EXCHANGED_MAX) {
+        for (parent, name, path) in places.iter().take(EXCHANGED_MAX) {
+            if let Ok(keys) = vault.load_directory(dir, *parent, name) {
+                claimed.entry(keys.id).or_default().insert((*path).clone());
+            }
+        }
+    }
+    claimed
+}
+
+/// Opens a directory by its path in the backing directory.
+fn open_path(root: &Dir, disk_path: &[u8]) -> io::Result<Dir> {
+    let path = std::str::from_utf8(disk_path).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let names = path.split('/').filter(|name| !name.is_empty());
+    names
+        .into_iter()
+        .try_fold(root.open_dir(".")?, |dir, name| dir.open_dir(name))
+}
+
+/// Files of hushfs's own that could serve, wherever they are: by their names, the directories they are in. What earlier repairs have kept is among them.
+#[derive(Default)]
+struct Sources(HashMap<String, Vec<String>>);
+
+impl Sources {
+    fn find(root: &Dir, findings: &[Finding]) -> Self {
+        let mut sources = Sources::default();
+        for finding in findings {
+            let wanted = match &finding.problem {
+                Problem::Unusable(
+                    VaultError::HeaderMissing(id) | VaultError::HeaderDamaged(id, _) | VaultError::HeaderMisplaced(id),
+                ) => Some(name::header_file(*id)),
+                Problem::NameUnopened(_) => split(&finding.disk_path)
+                    .ok()
+                    .map(|(_, entry)| name::long_name_file(entry)),
+                Problem::Unusable(VaultError::LinkDamaged(_)) => link_file_of(root, &finding.disk_path),
+                _ => None,
+            };
+            if let Some(wanted) = wanted {
+                sources.0.entry(wanted).or_default();
+            }
+        }
+        let Some(start) = root.open_dir(".").ok().filter(|_| !sources.0.is_empty()) else {
+            return sources;
+        };
+        tree::each_directory(start, b"", &mut |path, listed| {
+            let (Ok((_, entries)), Ok(path)) = (listed, std::str::from_utf8(path)) else {
+                return;
+            };
+            for entry in entries {
+                let found = std::str::from_utf8(&entry.name).ok();
+                if let Some(directories) = found.and_then(|name| sources.0.get_mut(name)) {
+                    directories.push(path.to_owned());
+                }
+            }
+        });
+        sources
+    }
+
+    fn of(&self, name: &str) -> &[String] {
+        self.0.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Returns the name of the file that holds a link's target, if that is where it is.
+fn link_file_of(root: &Dir, disk_path: &[u8]) -> Option<String> {
+    let (above, entry) = split(disk_path).ok()?;
+    let text = open_path(root, above.as_bytes()).ok()?.readlink(entry).ok()?;
+    match link::decode(&text).ok()? {
+        DiskTarget::Long { link, .. } => Some(name::link_file(link)),
+        DiskTarget::Inline(_) => None,
+    }
+}
+
+struct Mender<'m> {
+    vault: &'m Vault,
+    root: &'m Dir,
+    directories: BTreeMap<DirectoryId, Vec<Vec<u8>>>,
+    claimed: HashMap<DirectoryId, BTreeSet<Vec<u8>>>,
+    sources: Sources,
+    lost: &'m mut Lost,
+}
+
+/// Where something that is to be mended lies.
+struct Site {
+    dir: Dir,
+    keys: DirectoryKeys,
+    /// The path of the directory on disk.
+    above: String,
+    /// The name on disk.
+    disk: String,
+}
+
+impl Site {
+    fn path_of(&self, name: &str) -> Vec<u8> {
+        path_in(&self.above, name)
+    }
+
+    fn disk_path(&self) -> Vec<u8> {
+        self.path_of(&self.disk)
+    }
+}
+
+type Mended = Result<Remedy, Why>;
+
+impl Mender<'_> {
+    /// Mends one thing. What is found to be worse than it looked is noted in the finding.
+    fn mend(&mut self, finding: &mut Finding) -> Mended {
+        let site = match &finding.problem {
+            problem if problem.severity() == Severity::Unchecked => return Err(Why::NoKey),
+            Problem::Conflict | Problem::SyncTool | Problem::OtherFilesystem | Problem::NeverSynced => {
+                return Err(Why::Note);
+            }
+            _ if is_leftover(finding) => {
+                let (above, _) = split(&finding.disk_path)?;
+                let dir = open_path(self.root, above.as_bytes())?;
+                return self.set_aside(&dir, &finding.disk_path, Action::SetAside);
+            }
+            Problem::AttributeDamaged(attribute, _) => return self.attribute(&finding.disk_path, attribute),
+            _ => self.site(finding)?,
+        };
+        match &finding.problem {
+            Problem::LeftOpen { .. } => self.seal(&site, &mut finding.problem),
+            Problem::Unusable(
+                VaultError::HeaderMissing(id) | VaultError::HeaderDamaged(id, _) | VaultError::HeaderMisplaced(id),
+            ) => self.header(&site, *id),
+            Problem::Unusable(VaultError::DirectoryDamaged(_) | VaultError::DirectoryMisplaced)
+            | Problem::DirectoryHeaderMissing(_) => self.directory(&site, finding.name.as_deref().unwrap_or_default()),
+            Problem::Unusable(VaultError::Content(ContentError::WrongSize { sealed, .. })) => self.cut(&site, *sealed),
+            Problem::Unusable(VaultError::LinkDamaged(_)) => self.link(&site),
+            Problem::NameUnopened(_) => match name::shape(site.disk.as_bytes()) {
+                Shape::Inline(sealed) => self.entry(&site, &sealed),
+                _ => self.long_name(&site),
+            },
+            _ => Err(Why::NoSource),
+        }
+    }
+
+    fn site(&self, finding: &Finding) -> Result<Site, Why> {
+        let (above, disk) = split(&finding.disk_path)?;
+        let parent = finding.parent.ok_or(Why::NoSource)?;
+        Ok(Site {
+            dir: open_path(self.root, above.as_bytes())?,
+            keys: self.vault.directory_keys(parent),
+            above: above.to_owned(),
+            disk: disk.to_owned(),
+        })
+    }
+
+    fn set_aside(&mut self, dir: &Dir, disk_path: &[u8], action: Action) -> Mended {
+        let kept = self.lost.set_aside(dir, disk_path)?;
+        Ok(Remedy {
+            action,
+            kept: Some(kept),
+        })
+    }
+
+    /// Puts a file of hushfs's own in its place, durably; sets aside what is there.
+    fn put(&mut self, site: &Site, name: &str, bytes: &[u8], action: Action) -> Mended {
+        let kept = match site.dir.stat(name) {
+            Ok(_) => Some(self.lost.set_aside(&site.dir, &site.path_of(name))?),
+            Err(_) => None,
+        };
+        let before = site.dir.stat_self()?;
+        site.dir.replace(name, &name::temporary_file(name), bytes)?;
+        site.dir.keep_modified(&before)?;
+        Ok(Remedy { action, kept })
+    }
+
+    fn attribute(&mut self, disk_path: &[u8], attribute: &str) -> Mended {
+        let hash = XattrHash::from_disk_name(attribute.as_bytes());
+        let governs = |list: &&[u8]| hash == Some(self.vault.xattr_keys().hash(list));
+        if ACCESS_LISTS.iter().any(governs) {
+            return Err(Why::AccessList);
+        }
+        let (above, entry) = match disk_path {
+            [] => ("", "."),
+            path => split(path)?,
+        };
+        let dir = open_path(self.root, above.as_bytes())?;
+        let kept = self
+            .lost
+            .attribute(disk_path, attribute, &dir.get_xattr(entry, attribute)?)?;
+        dir.remove_xattr(entry, attribute)?;
+        Ok(Remedy {
+            action: Action::AttributeRemoved,
+            kept: Some(kept),
+        })
+    }
+
+    /// Returns the name that a file's place was made with: for the copy of a sync tool that of the entry it is of.
+    fn sealed_name(&self, site: &Site) -> Result<Vec<u8>, Why> {
+        let base = match name::shape(site.disk.as_bytes()) {
+            Shape::Conflict(base, _) => base,
+            _ => site.disk.clone(),
+        };
+        match name::shape(base.as_bytes()) {
+            Shape::Inline(sealed) => site.keys.open_name(&sealed).ok_or(Why::NoSource),
+            _ => Ok(site.keys.open_long_name(&site.dir, &base)?),
+        }
+    }
+
+    /// Seals a file that a crash left open, if all of it authenticates.
+    fn seal(&mut self, site: &Site, problem: &mut Problem) -> Mended {
+        let name = self.sealed_name(site)?;
+        let backing = site.dir.open_file(&site.disk, false)?;
+        let stat = backing.stat()?;
+        let at = FoundAt {
+            directory: site.keys.id,
+            name: &name,
+        };
+        let file = VaultFile::load(self.vault, backing, None, &site.dir, at)?;
+        let (Some(content), Some(id)) = (file.content(), file.id()) else {
+            return Err(Why::NoSource);
+        };
+        // What is being cut ends in a block of the old length or of the new one, which sealing sets right first.
+        if !content.is_being_cut() {
+            verify(content, problem)?;
+        }
+        let size = file.backing().len()?;
+        let torn = self.vault.layout().extent(CipherSize(size)).torn;
+        let mut kept = self
+            .lost
+            .copy(&site.disk_path(), "preamble", &**file.backing(), 0..PREAMBLE_SIZE)?;
+        if torn > 0 {
+            kept = self
+                .lost
+                .copy(&site.disk_path(), "tail", &**file.backing(), size - torn..size)?;
+        }
+        let mtime = Timespec {
+            tv_sec: stat.st_mtime,
+            tv_nsec: stat.st_mtime_nsec as _,
+        };
+        // Once to finish a cut, once to take a torn tail away, once to seal.
+        while let Some(ticket) = content.begin_seal() {
+            let header = site.dir.open_file(&name::header_file(id), true)?;
+            header.sync_all()?;
+            file.backing().sync_all()?;
+            site.dir.sync()?;
+            let was_cut = content.is_being_cut();
+            content
+                .finish_seal(ticket, Some(mtime), |key| {
+                    (stat.st_nlink == 1).then(|| key.place(site.keys.id, &name))
+                })
+                .map_err(VaultError::from)?;
+            if was_cut {
+                verify(content, problem)?;
+            }
+        }
+        file.backing().sync_all()?;
+        Ok(Remedy {
+            action: Action::Sealed,
+            kept: Some(kept),
+        })
+    }
+
+    /// Makes a file's header from another of the same file.
+    fn header(&mut self, site: &Site, id: FileId) -> Mended {
+        let name = name::header_file(id);
+        let mut found: Option<(FileHeader, String)> = None;
+        let mut others = Vec::new();
+        let mut why = Why::NoSource;
+        for directory in self.sources.of(&name) {
+            let dir = open_path(self.root, directory.as_bytes())?;
+            let header = match self.vault.load_header_of_any(&dir, id) {
+                Ok(header) => header,
+                Err(error @ (VaultError::EpochKey(..) | VaultError::KeyNeeded(_))) => {
+                    why = error.into();
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            match &found {
+                // All that are for this directory will do; the others need proof.
+                Some((known, _)) if known.fields.commitment != header.fields.commitment => {
+                    others.push(format!("{directory}/{name}"));
+                }
+                Some((known, _)) if known.fields.directory == site.keys.id => {}
+                Some(_) if header.fields.directory != site.keys.id => {}
+                _ => found = Some((header, format!("{directory}/{name}").trim_start_matches('/').to_owned())),
+            }
+        }
+        let Some((header, from)) = found else { return Err(why) };
+        if !others.is_empty() {
+            others.push(from);
+            return Err(Why::Ambiguous(others));
+        }
+        let is_for_here = header.fields.directory == site.keys.id;
+        let header = self.vault.header_for_directory(header, site.keys.id);
+        let file = site.dir.open_file(&site.disk, true)?;
+        let size = CipherSize(file.len()?);
+        let placed = self.opens(site, file, size, &header)?.is_placed();
+        if !is_for_here && !placed {
+            // Nothing says that the file is not one that someone has moved here.
+            return Err(Why::Ambiguous(vec![from]));
+        }
+        let bytes = self.vault.encode_header(&header)?;
+        self.put(site, &name, &bytes, Action::Header(from))
+    }
+
+    /// Opens a data file of a size with a header, and checks that it may be under its name.
+    fn opens(
+        &self,
+        site: &Site,
+        file: BackingFile,
+        size: CipherSize,
+        header: &FileHeader,
+    ) -> Result<content::Content<BackingFile>, Why> {
+        let mut bytes = [0; PREAMBLE_SIZE as usize];
+        let got = file.read_at(&mut bytes, 0)?;
+        let preamble = UnverifiedPreamble::decode(&bytes[..got]).map_err(|_| Why::NoSource)?;
+        let stored = Stored {
+            size,
+            preamble: &preamble,
+        };
+        let name = self.sealed_name(site)?;
+        let place = |key: &crate::crypto::seal::SealKey| Some(key.place(site.keys.id, &name));
+        content::Content::load(file, self.vault.layout(), header, stored, place)
+            .map_err(|error| VaultError::from(error).into())
+    }
+
+    /// Takes away what someone has put behind the end of a sealed file, if all before it is as it was sealed.
+    fn cut(&mut self, site: &Site, sealed: PlainSize) -> Mended {
+        let file = site.dir.open_file(&site.disk, false)?;
+        let mut bytes = [0; PREAMBLE_SIZE as usize];
+        let got = file.read_at(&mut bytes, 0)?;
+        let preamble = UnverifiedPreamble::decode(&bytes[..got]).map_err(|_| Why::NoSource)?;
+        let header = self.vault.load_header(&site.dir, site.keys.id, preamble.file())?;
+        let (size, stat) = (self.vault.layout().cipher_size(sealed), file.stat()?);
+        let found = stat.st_size as u64;
+        if found <= size.0 {
+            return Err(Why::NoSource);
+        }
+        let content = self.opens(site, file, size, &header)?;
+        content.verify(|_| ()).map_err(VaultError::from)?;
+        let kept = self
+            .lost
+            .copy(&site.disk_path(), "tail", content.storage(), size.0..found)?;
+        let mtime = Timespec {
+            tv_sec: stat.st_mtime,
+            tv_nsec: stat.st_mtime_nsec as _,
+        };
+        content.storage().set_len(size.0)?;
+        content.storage().set_mtime(mtime)?;
+        content.storage().sync_all()?;
+        Ok(Remedy {
+            action: Action::Cut,
+            kept: Some(kept),
+        })
+    }
+
+    /// Gives a directory the header that fits what is in it.
+    fn directory(&mut self, site: &Site, name: &[u8]) -> Mended {
+        let dir = site.dir.open_dir(&site.disk)?;
+        let born = self.vault.born_directory_keys(site.keys.id, name).id;
+        let said = match self.vault.load_directory_header(&dir) {
+            Ok(header) => header.map(|header| header.directory),
+            Err(VaultError::DirectoryDamaged(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let (mut names, mut headers) = (Vec::new(), Vec::new());
+        dir.each_entry(|entry| match name::shape(entry.name) {
+            Shape::Inline(_) | Shape::Long => names.extend(std::str::from_utf8(entry.name).map(str::to_owned)),
+            Shape::Header(file) => headers.push(file),
+            _ => {}
+        })?;
+        let inside = Site {
+            keys: self.vault.directory_keys(born),
+            above: format!("{}/{}", site.above, site.disk)
+                .trim_start_matches('/')
+                .to_owned(),
+            disk: name::DIRECTORY_HEADER.to_owned(),
+            dir,
+        };
+        let mut ids = directories_named(self.vault, &inside.dir, headers);
+        ids.extend([Some(born), said].into_iter().flatten());
+        let fits = |id: &DirectoryId| {
+            let keys = self.vault.directory_keys(*id);
+            names.iter().any(|name| opens_in(&keys, &inside.dir, name))
+        };
+        let fitting: Vec<_> = match names.is_empty() {
+            // Whatever id it has, nothing depends on it.
+            true => vec![born],
+            false => ids.into_iter().filter(fits).collect(),
+        };
+        let id = match fitting[..] {
+            [] => return Err(Why::NoSource),
+            [id] => id,
+            _ => return Err(Why::Ambiguous(vec![inside.above])),
+        };
+        if said == Some(id) {
+            // The header is that of what is in it, but the directory was given this name by someone else.
+            let mut paths = self.others_with(id, &site.disk_path());
+            paths.insert(0, inside.above);
+            return Err(Why::Ambiguous(paths));
+        }
+        let elsewhere = self.others_with(id, &site.disk_path());
+        if !names.is_empty() && !elsewhere.is_empty() {
+            return Err(Why::Ambiguous(elsewhere));
+        }
+        if id == born {
+            let path = inside.disk_path();
+            return self.set_aside(&inside.dir, &path, Action::DirectoryHeaderRemoved);
+        }
+        let kept = match inside.dir.stat(&inside.disk) {
+            Ok(_) => Some(self.lost.set_aside(&inside.dir, &inside.disk_path())?),
+            Err(_) => None,
+        };
+        self.vault.settle_directory(&inside.dir, id, (site.keys.id, name))?;
+        Ok(Remedy {
+            action: Action::DirectoryHeader,
+            kept,
+        })
+    }
+
+    /// Returns the paths of directories, other than one, that may have an id too.
+    fn others_with(&self, id: DirectoryId, disk_path: &[u8]) -> Vec<String> {
+        let claimed = self.claimed.get(&id).into_iter().flatten();
+        let others = claimed.filter(|path| *path != disk_path);
+        others.map(|path| String::from_utf8_lossy(path).into_owned()).collect()
+    }
+
+    /// Brings an entry back to the directory whose name it has.
+    fn entry(&mut self, site: &Site, sealed: &[u8]) -> Mended {
+        let mut homes = Vec::new();
+        for (id, paths) in &self.directories {
+            if self.vault.directory_keys(*id).open_name(sealed).is_some() {
+                homes.extend(paths.iter().cloned());
+            }
+        }
+        let home = match &homes[..] {
+            [] => return Err(Why::NoSource),
+            [home] => String::from_utf8_lossy(home).into_owned(),
+            several => {
+                let paths = several.iter().map(|path| String::from_utf8_lossy(path).into_owned());
+                return Err(Why::Ambiguous(paths.collect()));
+            }
+        };
+        let to = open_path(self.root, home.as_bytes())?;
+        let path = String::from_utf8_lossy(&join(home.as_bytes(), site.disk.as_bytes())).into_owned();
+        if to.stat(&site.disk).is_ok() {
+            let here = String::from_utf8_lossy(&site.disk_path()).into_owned();
+            return Err(Why::Ambiguous(vec![here, path]));
+        }
+        match site.dir.rename(&site.disk, &to, &site.disk, RenameFlags::NOREPLACE) {
+            // Not every filesystem can refuse to replace; nobody else uses the vault meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                site.dir.rename(&site.disk, &to, &site.disk, RenameFlags::empty())?;
+            }
+            result => result?,
+        }
+        to.sync()?;
+        site.dir.sync()?;
+        Ok(Remedy {
+            action: Action::Moved(path),
+            kept: None,
+        })
+    }
+
+    /// Gives a long entry the file with its name, from elsewhere.
+    fn long_name(&mut self, site: &Site) -> Mended {
+        let wanted = name::long_name_file(&site.disk);
+        for directory in self.sources.of(&wanted) {
+            let dir = open_path(self.root, directory.as_bytes())?;
+            let Ok(Some(bytes)) = dir.read_small(&wanted, LONG_NAME_FILE_MAX) else {
+                continue;
+            };
+            let sealed = name::decode_long_name(&bytes, &site.disk).ok();
+            if sealed.is_some_and(|sealed| site.keys.open_name(&sealed).is_some()) {
+                let from = format!("{directory}/{wanted}");
+                return self.put(site, &wanted, &bytes, Action::Copied(from));
+            }
+        }
+        Err(Why::NoSource)
+    }
+
+    /// Gives a long link the file with its target, from elsewhere.
+    fn link(&mut self, site: &Site) -> Mended {
+        let text = site.dir.readlink(&site.disk)?;
+        let Ok(DiskTarget::Long { link, .. }) = link::decode(&text) else {
+            return Err(Why::NoSource);
+        };
+        let wanted = name::link_file(link);
+        for directory in self.sources.of(&wanted) {
+            let dir = open_path(self.root, directory.as_bytes())?;
+            let Ok(Some(bytes)) = dir.read_small(&wanted, LINK_FILE_MAX) else {
+                continue;
+            };
+            if link::open_file(self.vault.symlink_key(), link, &bytes).is_ok() {
+                let from = format!("{directory}/{wanted}");
+                return self.put(site, &wanted, &bytes, Action::Copied(from));
+            }
+        }
+        Err(Why::NoSource)
+    }
+}
+
+fn opens_in(keys: &DirectoryKeys, dir: &Dir, name: &str) -> bool {
+    match name::shape(name.as_bytes()) {
+        Shape::Inline(sealed) => keys.open_name(&sealed).is_some(),
+        _ => keys.open_long_name(dir, name).is_ok(),
+    }
+}
+
+/// Reads all of a file; what is damaged is noted as the problem.
+fn verify<S: Storage>(content: &content::Content<S>, problem: &mut Problem) -> Result<(), Why> {
+    content.verify(|_| ()).map_err(|error| {
+        let error = VaultError::from(error);
+        match error {
+            VaultError::Io(error) => Why::Failed(error),
+            error => {
+                *problem = unusable(error);
+                Why::NoSource
+            }
+        }
+    })
+}

@@ -1,0 +1,180 @@
+//! Unmounts for a process that has given up what unmounting takes: root's rights, or those of fusermount3, which no_new_privs keeps away.
+//!
+//! It is done by a process of its own, forked before there is a secret. That knows one mountpoint and one question, and ends with the one that asks.
+
+use std::{
+    fs, io,
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+use rustix::{
+    process::{Pid, WaitOptions, chdir, waitpid},
+    thread::CapabilitySet,
+};
+
+use super::{
+    MountError,
+    mountpoint::{self, unusable},
+};
+use crate::sandbox;
+
+/// Said once, before there are questions: signals do not end the process any more.
+const READY: u8 = b'r';
+
+/// What is asked for.
+const UNMOUNT: u8 = b'u';
+const DETACH: u8 = b'd';
+
+/// Unmounts one mountpoint.
+#[derive(Debug)]
+pub struct Unmounter {
+    path: PathBuf,
+    /// The process that does it; none where this one can.
+    helper: Option<Helper>,
+}
+
+#[derive(Debug)]
+struct Helper {
+    process: Pid,
+    /// Held from a question to its answer. None at the end, which is how the process hears of it.
+    socket: Mutex<Option<UnixStream>>,
+}
+
+impl Unmounter {
+    /// One for a process that gives nothing up.
+    pub fn of_own(path: PathBuf) -> Self {
+        Unmounter { path, helper: None }
+    }
+
+    /// Starts a process that unmounts for this one, which must have one thread. When this returns, it can be asked, and has let go of what is not its own.
+    ///
+    /// # Errors
+    ///
+    /// What socketpair(2) or fork(2) gives; `UnexpectedEof` for a process that was killed at once.
+    pub fn fork(path: PathBuf) -> io::Result<Self> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        // SAFETY: no other thread exists, so the child may do all that this process may.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop(ours);
+                serve(theirs, &path);
+                // Without what this process would do at its own end.
+                // SAFETY: _exit(2) may always be called.
+                unsafe { libc::_exit(0) }
+            }
+            child => {
+                drop(theirs);
+                let ready = ours.read_exact(&mut [0]);
+                let helper = Pid::from_raw(child).map(|process| Helper {
+                    process,
+                    socket: Mutex::new(Some(ours)),
+                });
+                // With an error, dropping this waits for the end of the process.
+                let unmounter = Unmounter { path, helper };
+                ready.map(|()| unmounter)
+            }
+        }
+    }
+
+    /// Returns the mountpoint.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Unmounts; `lazy` detaches a mount that is in use.
+    ///
+    /// # Errors
+    ///
+    /// What umount(2) gives, or fusermount3's words.
+    pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
+        match &self.helper {
+            None => mountpoint::unmount(&self.path, lazy),
+            Some(helper) => helper.ask(lazy).map_err(|source| unusable(&self.path, source)),
+        }
+    }
+}
+
+impl Helper {
+    fn ask(&self, lazy: bool) -> io::Result<()> {
+        let socket = self.socket.lock();
+        let mut socket = socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let mut answer = [0; 4];
+        socket.write_all(&[if lazy { DETACH } else { UNMOUNT }])?;
+        socket.read_exact(&mut answer)?;
+        match i32::from_ne_bytes(answer) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+impl Drop for Unmounter {
+    fn drop(&mut self) {
+        if let Some(helper) = &self.helper {
+            drop(helper.socket.lock().take());
+            let _ = waitpid(Some(helper.process), WaitOptions::empty());
+        }
+    }
+}
+
+/// The life of the process that unmounts.
+fn serve(mut socket: UnixStream, path: &Path) {
+    prepare(socket.as_raw_fd());
+    if socket.write_all(&[READY]).is_err() {
+        return;
+    }
+    let mut question = [0];
+    // It ends when the other end is closed, however that came about.
+    while socket.read_exact(&mut question).is_ok() {
+        let errno = match mountpoint::unmount(path, question[0] == DETACH) {
+            Ok(()) => 0,
+            Err(MountError::MountpointUnusable { source, .. }) => source.raw_os_error().unwrap_or(libc::EIO),
+            Err(_) => libc::EPERM,
+        };
+        if socket.write_all(&errno.to_ne_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets go of all that is not for unmounting.
+fn prepare(socket: RawFd) {
+    // Who ends a mount by a signal to all its processes waits for the other one.
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignoring a signal installs no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    let _ = rustix::thread::set_name(c"hushfs-unmount");
+    let _ = chdir("/");
+    // The vault's lock, the log, and the pipe whose end says that a mount has failed are the other one's.
+    for descriptor in open_descriptors().unwrap_or_default() {
+        if descriptor > 2 && descriptor != socket {
+            // SAFETY: this process has nothing but the socket, and nobody else uses these.
+            unsafe { libc::close(descriptor) };
+        }
+    }
+    if let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") {
+        let null = OwnedFd::from(null);
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+    if rustix::process::geteuid().is_root() {
+        // Others have what fusermount3 gives them, for which they must be able to gain rights.
+        let _ = sandbox::drop_capabilities_but(CapabilitySet::SYS_ADMIN);
+    }
+}
+
+fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let listed = fs::read_dir("/proc/self/fd")?;
+    let names = listed.map(|entry| Ok(entry?.file_name()));
+    let names: Vec<_> = names.collect::<io::Result<_>>()?;
+    Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+}

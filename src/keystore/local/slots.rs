@@ -1,0 +1,187 @@
+//! The slots of a local keystore: added, removed, replaced.
+
+use std::sync::Arc;
+
+use super::{KeystoreError, LocalKeystore, Made, next_material};
+use crate::{
+    crypto::{keys::KeystoreRoot, random, wrap},
+    format::keystore::{AuditSettings, KeyRecord, LABEL_LEN_MAX, MaterialCause, SLOTS_MAX, Slot, SlotId, material_aad},
+    ids::KeyId,
+    keystore::{
+        identity::ShareCode,
+        secret::{NewSecret, NewSecretError},
+        slot::{SlotDraft, authenticator, seal_again},
+    },
+};
+
+/// Every key has a new material, because someone who could open the keystore no longer shall.
+///
+/// They may hold a copy of the old file, and with it every epoch key that was wrapped so far. So each vault must add an epoch, and use
+/// it for what is written from now on; older epochs stay within their reach until their files are rewrapped.
+#[must_use = "each vault that uses one of these keys needs a new epoch"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rekeyed {
+    /// The keys whose vaults need a new epoch.
+    pub keys: Vec<KeyId>,
+}
+
+impl LocalKeystore {
+    /// Adds a slot under a free id. The other slots and all keys stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// The [`KeystoreError`] that says what is wrong with the label or the secret, or that there are too many slots.
+    pub fn add_slot(&mut self, label: &str, secret: &NewSecret<'_>, now: u64) -> Result<SlotId, KeystoreError> {
+        let slots = &self.body.slots;
+        if !(1..=LABEL_LEN_MAX).contains(&label.len()) {
+            return Err(KeystoreError::LabelLength(label.len()));
+        }
+        if let Some(taken) = slots.iter().find(|slot| slot.label == label) {
+            return Err(KeystoreError::LabelTaken { slot: taken.id });
+        }
+        if slots.len() >= SLOTS_MAX {
+            return Err(KeystoreError::TooManySlots);
+        }
+        let id = (1..)
+            .map(SlotId)
+            .find(|id| slots.iter().all(|slot| slot.id != *id))
+            .expect("of more numbers than slots one is free");
+        let created = self.clock(now);
+        let slot = self.seal_slot(&SlotDraft {
+            id,
+            label,
+            created,
+            secret,
+        })?;
+        let at = self.body.slots.partition_point(|slot| slot.id < id);
+        self.body.slots.insert(at, slot);
+        Ok(id)
+    }
+
+    /// Removes a slot, and shuts out who holds its secret, even with a copy of the keystore as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`KeystoreError::LastSlot`] when nothing would open the keystore; those of a key that cannot be rotated.
+    pub fn remove_slot(&mut self, slot: SlotId, now: u64) -> Result<Rekeyed, KeystoreError> {
+        let at = self.slot_index(slot)?;
+        if self.body.slots.len() == 1 {
+            return Err(KeystoreError::LastSlot { slot });
+        }
+        let mut slots = self.body.slots.clone();
+        slots.remove(at);
+        self.rekey(&slots, now)
+    }
+
+    /// Gives a slot another secret, of the same or another kind, and shuts out who holds the one before.
+    ///
+    /// # Errors
+    ///
+    /// As for adding and removing a slot.
+    pub fn replace_slot(&mut self, slot: SlotId, secret: &NewSecret<'_>, now: u64) -> Result<Rekeyed, KeystoreError> {
+        let at = self.slot_index(slot)?;
+        let created = self.clock(now);
+        let mut slots = self.body.slots.clone();
+        let label = &self.body.slots[at].label;
+        slots[at] = self.seal_slot(&SlotDraft {
+            id: slot,
+            label,
+            created,
+            secret,
+        })?;
+        self.rekey(&slots, now)
+    }
+
+    /// Returns what who has just opened a slot can compare with what who made it has told them: a stranger's slot has another.
+    ///
+    /// # Errors
+    ///
+    /// [`KeystoreError::NoSuchSlot`], or [`KeystoreError::UnusableSlot`] when the slot is damaged.
+    pub fn share_code(&self, slot: SlotId) -> Result<ShareCode, KeystoreError> {
+        let record = &self.body.slots[self.slot_index(slot)?];
+        authenticator(record, self.body.id, &self.root)
+            .map(|authenticator| ShareCode(authenticator.share_code()))
+            .map_err(|_| KeystoreError::UnusableSlot { slot })
+    }
+
+    pub(super) fn slot_index(&self, slot: SlotId) -> Result<usize, KeystoreError> {
+        self.body
+            .slots
+            .binary_search_by_key(&slot, |other| other.id)
+            .map_err(|_| KeystoreError::NoSuchSlot { slot })
+    }
+
+    fn seal_slot(&self, draft: &SlotDraft<'_>) -> Result<Slot, KeystoreError> {
+        draft.seal(self.body.id, &self.root).map_err(|error| match error {
+            NewSecretError::Hardness => KeystoreError::Hardness,
+            NewSecretError::Recipient => KeystoreError::Recipient,
+            NewSecretError::Remote { provider, error } => KeystoreError::RemoteSlot { provider, error },
+        })
+    }
+
+    /// Gives the keystore a new root, and every key a new material.
+    ///
+    /// The new root keeps a removed secret out of the file as it is from now on; the new materials make a copy of the old file useless
+    /// for what is wrapped from now on. Keys that are disabled get one too: they may be enabled again.
+    fn rekey(&mut self, slots: &[Slot], now: u64) -> Result<Rekeyed, KeystoreError> {
+        let made = Made {
+            time: self.clock(now),
+            cause: MaterialCause::Rekey,
+        };
+        let mut renewed = self.under_new_root(slots, self.body.keys.clone())?;
+        for key in renewed.keys.iter_mut().filter(|key| key.remote.is_none()) {
+            let material = next_material(&renewed.root, self.body.id, key, made)?;
+            key.materials.push(material);
+        }
+        self.replace_root(renewed);
+        Ok(Rekeyed {
+            keys: self.body.keys.iter().map(|key| key.id).collect(),
+        })
+    }
+
+    /// Makes a new root, seals it to `slots`, and wraps the materials of `keys` anew under it.
+    pub(super) fn under_new_root(&self, slots: &[Slot], mut keys: Vec<KeyRecord>) -> Result<Renewed, KeystoreError> {
+        let keystore = self.body.id;
+        let root = KeystoreRoot::new(random::locked_key());
+        let slots = slots
+            .iter()
+            .map(|slot| {
+                seal_again(slot, keystore, &self.root, &root).map_err(|_| KeystoreError::UnusableSlot { slot: slot.id })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        for key in &mut keys {
+            for material in &mut key.materials {
+                let secret = self.unwrap_material(key.id, material)?;
+                let aad = material_aad(keystore, key.id, material.version);
+                material.wrapped = wrap::wrap(root.as_bytes(), &aad, secret.as_bytes());
+            }
+        }
+        let audit = self
+            .audit_settings_under(root.as_bytes())
+            .map_err(|_| KeystoreError::AuditSeed)?;
+        Ok(Renewed {
+            root,
+            slots,
+            keys,
+            audit,
+        })
+    }
+
+    /// Takes what [`under_new_root`](Self::under_new_root) made.
+    pub(super) fn replace_root(&mut self, renewed: Renewed) {
+        self.root = Arc::new(renewed.root);
+        self.body.slots = renewed.slots;
+        self.body.keys = renewed.keys;
+        if let Some(settings) = &renewed.audit {
+            self.body.set_audit_settings(settings);
+        }
+    }
+}
+
+/// All that hangs on the root of a keystore, under a new one.
+pub(super) struct Renewed {
+    root: KeystoreRoot,
+    slots: Vec<Slot>,
+    keys: Vec<KeyRecord>,
+    audit: Option<AuditSettings>,
+}

@@ -1,0 +1,355 @@
+//! The keystore of a mounted vault, or the agent that holds it, asked for the vault's keys again and again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    KeySource, KeystoreHome, OpenKeystore, VAULT_HEADER,
+    audit::{AuditLog, REFUSED, Recorded},
+    unwrap_epoch,
+};
+use crate::{
+    crypto::keys::EpochKey,
+    format::{
+        name::KEYSTORE,
+        vault::{CustodianKind, EpochRecord, VaultHeader},
+    },
+    ids::{Epoch, KeyId, VaultId},
+    keystore::{AgentClient, Context, Custodian, KeyError, KeyHandle, LocalKeystore, WrappedKey},
+    vault::{
+        keeper::{Question, Source},
+        own_keys::FileCustodian,
+    },
+};
+
+/// What messages call a keystore whose file cannot be used.
+const KEYSTORE_FILE: &str = "its keystore";
+
+/// Who is asked for the keys of a mounted vault again.
+#[derive(Debug)]
+pub enum KeptKeys {
+    /// The keystore that opened it.
+    Keystore(KeystoreSource),
+    /// The agent that did.
+    Agent(AgentSource),
+}
+
+impl KeptKeys {
+    pub(super) fn new(keys: KeySource, header: &VaultHeader) -> Self {
+        match keys {
+            KeySource::Keystore(keystore) => KeptKeys::Keystore(KeystoreSource::new(*keystore, header)),
+            KeySource::Agent(agent) => KeptKeys::Agent(AgentSource {
+                epochs: Epochs::of(header),
+                agent,
+            }),
+        }
+    }
+
+    fn source(&self) -> &dyn Source {
+        match self {
+            KeptKeys::Keystore(keystore) => keystore,
+            KeptKeys::Agent(agent) => agent,
+        }
+    }
+}
+
+impl Source for KeptKeys {
+    fn has_custodian(&self, epoch: Epoch) -> bool {
+        self.source().has_custodian(epoch)
+    }
+
+    fn refresh(&mut self) {
+        match self {
+            KeptKeys::Keystore(keystore) => keystore.refresh(),
+            KeptKeys::Agent(agent) => agent.refresh(),
+        }
+    }
+
+    fn question(&self, epoch: Epoch) -> Question {
+        self.source().question(epoch)
+    }
+
+    fn unanswered(&self, epoch: Epoch) -> KeyError {
+        self.source().unanswered(epoch)
+    }
+}
+
+/// An agent, which answers as it sees fit each time. One that is away is a keystore that cannot be asked for the moment.
+#[derive(Debug)]
+pub struct AgentSource {
+    epochs: Epochs,
+    agent: AgentClient,
+}
+
+impl Source for AgentSource {
+    fn has_custodian(&self, epoch: Epoch) -> bool {
+        self.epochs.has_custodian(epoch)
+    }
+
+    fn refresh(&mut self) {}
+
+    fn question(&self, epoch: Epoch) -> Question {
+        let (agent, record, vault) = (self.agent.clone(), self.epochs.record(epoch).clone(), self.epochs.vault);
+        // Whoever is at the socket may be stopped, or wait for a key server.
+        Question::slow(self.epochs.first_key(epoch), move || {
+            unwrap_epoch(&agent, None, vault, &record).map(|key| key.header_wrapping_key(vault))
+        })
+    }
+
+    fn unanswered(&self, epoch: Epoch) -> KeyError {
+        AgentClient::away(self.epochs.first_key(epoch))
+    }
+}
+
+/// Asks for the secrets of files without a bucket key.
+#[derive(Debug)]
+pub enum KeyAsker {
+    /// The keystore that opened the vault. Locked while it is looked at, not while it is asked.
+    Keystore(Box<Mutex<KeystoreSource>>),
+    /// The agent that did.
+    Agent(AgentClient),
+}
+
+impl KeyAsker {
+    /// Makes one that stays what it is when `keys` are changed or dropped; what is stored of a keystore it sees.
+    ///
+    /// # Errors
+    ///
+    /// What opening the directory of the keystore once more gives.
+    pub(super) fn new(keys: &KeySource, header: &VaultHeader) -> io::Result<Self> {
+        Ok(match keys {
+            KeySource::Keystore(keystore) => {
+                let source = KeystoreSource::new(keystore.to_be_asked()?, header);
+                KeyAsker::Keystore(Box::new(Mutex::new(source)))
+            }
+            KeySource::Agent(agent) => KeyAsker::Agent(agent.clone()),
+        })
+    }
+
+    /// Asks, and has it on record before the answer is handed out.
+    fn ask<T>(&self, key: KeyHandle, act: impl FnOnce(&dyn Custodian) -> Result<T, KeyError>) -> Result<T, KeyError> {
+        let source = match self {
+            KeyAsker::Keystore(source) => source,
+            KeyAsker::Agent(agent) => return act(agent),
+        };
+        let unavailable = |provider| KeyError::Unavailable { key: key.0, provider };
+        let (keystore, log) = {
+            let mut source = source.lock();
+            source.refresh();
+            if source.is_lost {
+                return Err(unavailable(KEYSTORE_FILE));
+            }
+            let log = AuditLog::of(&source.home, &source.keystore);
+            (source.keystore.clone(), log)
+        };
+        let unrecorded = |error| {
+            log::warn!("{REFUSED}: {error}");
+            unavailable(AUDIT_LOG)
+        };
+        let log = log.map_err(unrecorded)?;
+        let custodian = Recorded::new(&keystore);
+        let answer = act(&custodian);
+        if let Some(log) = log {
+            log.record_again(&keystore, &custodian.into_calls())
+                .map_err(unrecorded)?;
+        }
+        answer
+    }
+}
+
+impl FileCustodian for KeyAsker {
+    fn generate(&self, key: KeyHandle, context: &Context) -> Result<(EpochKey, WrappedKey), KeyError> {
+        self.ask(key, |custodian| custodian.generate(&key, context))
+    }
+
+    fn unwrap(&self, key: KeyHandle, context: &Context, wrapped: &WrappedKey) -> Result<EpochKey, KeyError> {
+        self.ask(key, |custodian| custodian.unwrap(&key, context, wrapped))
+    }
+}
+
+/// The epochs of a vault, as its header had them when it was opened.
+#[derive(Debug)]
+struct Epochs {
+    vault: VaultId,
+    records: BTreeMap<Epoch, Arc<EpochRecord>>,
+}
+
+impl Epochs {
+    fn of(header: &VaultHeader) -> Self {
+        let epochs = header.epochs.iter();
+        Epochs {
+            vault: header.vault,
+            records: epochs.map(|epoch| (epoch.number, Arc::new(epoch.clone()))).collect(),
+        }
+    }
+
+    fn record(&self, epoch: Epoch) -> &Arc<EpochRecord> {
+        let record = self.records.get(&epoch);
+        record.expect("the keeper asks for the vault's epochs")
+    }
+
+    fn first_key(&self, epoch: Epoch) -> KeyId {
+        let first = self.record(epoch).wraps.first();
+        first.expect("an epoch without wraps does not decode").key
+    }
+
+    fn has_custodian(&self, epoch: Epoch) -> bool {
+        let mut wraps = self.record(epoch).wraps.iter();
+        wraps.any(|wrap| wrap.custodian == CustodianKind::Local)
+    }
+}
+
+/// What messages call a log in which it cannot be recorded that a key was used.
+const AUDIT_LOG: &str = "its audit log";
+
+/// What tells a file that was replaced or changed from the one that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    ino: u64,
+    size: i64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+/// Asks the keystore that opened a vault. Its root stays in memory, so that neither a passphrase nor Argon2id is needed again; what others do to its file
+/// is seen.
+#[derive(Debug)]
+pub struct KeystoreSource {
+    epochs: Epochs,
+    home: KeystoreHome,
+    keystore: Arc<LocalKeystore>,
+    /// The file as it was when it was looked at last; none before the first time, and while it cannot be used.
+    seen: Option<Stamp>,
+    /// The file cannot be used: what the keystore says now is not known.
+    is_lost: bool,
+    /// Epochs whose answer from the keystore as it is now is on record. One that is asked for again in memory is no news for an audit log.
+    on_record: Arc<Mutex<BTreeSet<Epoch>>>,
+}
+
+impl KeystoreSource {
+    pub(super) fn new(keystore: OpenKeystore, header: &VaultHeader) -> Self {
+        let (home, keystore) = keystore.into_parts();
+        KeystoreSource {
+            epochs: Epochs::of(header),
+            home,
+            keystore: Arc::new(keystore),
+            seen: None,
+            is_lost: false,
+            // They were opened with the vault.
+            on_record: Arc::new(Mutex::new(header.epochs.iter().map(|epoch| epoch.number).collect())),
+        }
+    }
+
+    /// Returns the first of an epoch's keys that a key server or an HSM holds.
+    fn remote_key(&self, epoch: Epoch) -> Option<(KeyId, &'static str)> {
+        self.epochs.record(epoch).wraps.iter().find_map(|wrap| {
+            let key = self.keystore.keys().iter().find(|key| key.id == wrap.key)?;
+            let holder = match self.keystore.providers().of(key.remote.as_ref()?) {
+                Ok(provider) => provider.name(),
+                Err(missing) => missing.0,
+            };
+            Some((key.id, holder))
+        })
+    }
+
+    fn read(&mut self, stamp: Stamp) -> Result<(), String> {
+        let bytes = self.home.read().map_err(|error| error.to_string())?;
+        let bytes = bytes.ok_or("it is gone")?;
+        match self.keystore.stored_meanwhile(&bytes) {
+            Ok(Some(keystore)) => {
+                self.keystore = Arc::new(keystore);
+                self.on_record.lock().clear();
+            }
+            // Whoever holds back what is new can do so without this: what is known stays.
+            Ok(None) => log::warn!("{KEYSTORE}: an older one was put back; what the newer one said counts"),
+            Err(error) => return Err(format!("{error}: if slots were changed, mount again")),
+        }
+        self.seen = Some(stamp);
+        Ok(())
+    }
+}
+
+impl Source for KeystoreSource {
+    fn has_custodian(&self, epoch: Epoch) -> bool {
+        self.epochs.has_custodian(epoch)
+    }
+
+    fn refresh(&mut self) {
+        let looked = match self.home.stat() {
+            Ok(stat) => {
+                let stamp = Stamp {
+                    ino: stat.st_ino,
+                    size: stat.st_size,
+                    modified: (stat.st_mtime, stat.st_mtime_nsec),
+                    changed: (stat.st_ctime, stat.st_ctime_nsec),
+                };
+                if self.seen == Some(stamp) {
+                    return;
+                }
+                self.read(stamp)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = &looked {
+            self.seen = None;
+            if !self.is_lost {
+                log::warn!("{KEYSTORE} of {VAULT_HEADER} cannot be asked: {reason}");
+            }
+        }
+        self.is_lost = looked.is_err();
+    }
+
+    fn question(&self, epoch: Epoch) -> Question {
+        if self.is_lost {
+            let error = self.unanswered(epoch);
+            return Question::quick(move || Err(error));
+        }
+        let (keystore, record, vault) = (
+            self.keystore.clone(),
+            self.epochs.record(epoch).clone(),
+            self.epochs.vault,
+        );
+        let remote = self.remote_key(epoch);
+        let key = remote.map_or_else(|| self.epochs.first_key(epoch), |(key, _)| key);
+        let unrecorded = move || KeyError::Unavailable {
+            key,
+            provider: AUDIT_LOG,
+        };
+        let is_news = remote.is_some() || !self.on_record.lock().contains(&epoch);
+        let log = match is_news.then(|| AuditLog::of(&self.home, &self.keystore)).transpose() {
+            Ok(log) => log.flatten(),
+            Err(error) => {
+                log::warn!("{REFUSED}: {error}");
+                return Question::quick(move || Err(unrecorded()));
+            }
+        };
+        let on_record = self.on_record.clone();
+        let ask = move || {
+            let custodian = Recorded::new(&keystore);
+            let opened = unwrap_epoch(&custodian, None, vault, &record);
+            if let Some(log) = log {
+                log.record_again(&keystore, &custodian.into_calls()).map_err(|error| {
+                    log::warn!("{REFUSED}: {error}");
+                    unrecorded()
+                })?;
+                on_record.lock().insert(epoch);
+            }
+            opened.map(|key| key.header_wrapping_key(vault))
+        };
+        match remote {
+            Some((key, _)) => Question::slow(key, ask),
+            None => Question::quick(ask),
+        }
+    }
+
+    fn unanswered(&self, epoch: Epoch) -> KeyError {
+        let remote = self.remote_key(epoch).filter(|_| !self.is_lost);
+        let (key, provider) = remote.unwrap_or_else(|| (self.epochs.first_key(epoch), KEYSTORE_FILE));
+        KeyError::Unavailable { key, provider }
+    }
+}

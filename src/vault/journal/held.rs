@@ -1,0 +1,608 @@
+//! A data file whose durable content is changed by way of the journal.
+
+use std::{
+    collections::BTreeMap,
+    io, mem,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use rustix::fs::Timespec;
+
+use super::{Journal, Taken, What};
+use crate::{
+    backing::{ShortWrite, Storage},
+    format::{
+        journal::EntryFile,
+        layout::{Layout, PREAMBLE_SIZE},
+        preamble::UnverifiedPreamble,
+    },
+    ids::FileId,
+};
+
+/// All of a file is changed by way of the journal, whatever its size: it was cut, and what is written behind the cut must not be cut again.
+const ALL: u64 = u64::MAX;
+
+/// Changes that are done to a data file before who waits for it has a turn.
+const AT_ONCE: usize = 16;
+
+/// Bytes of a file that are not in it yet. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub offset: u64,
+    data: Arc<Vec<u8>>,
+    within: Range<usize>,
+    /// Tells it from an earlier one at the same offset.
+    number: u64,
+}
+
+impl Run {
+    pub fn bytes(&self) -> &[u8] {
+        &self.data[self.within.clone()]
+    }
+
+    fn len(&self) -> usize {
+        self.within.len()
+    }
+
+    fn end(&self) -> u64 {
+        self.offset + self.len() as u64
+    }
+}
+
+/// What a file holds, shared with the journal.
+#[derive(Debug)]
+pub(super) struct Held<S> {
+    storage: S,
+    file: FileId,
+    state: RwLock<State>,
+    /// Among those that a commit looks at.
+    is_waiting: AtomicBool,
+    /// Whether there is anything in `state.runs`: most reads need not look.
+    is_holding: AtomicBool,
+    /// The data file was changed since it was synced, other than by what the journal has.
+    changed_in_place: AtomicBool,
+    /// Held while the data file is synced.
+    syncing: Mutex<()>,
+    /// More was written to the data file than `state.durable` says.
+    has_grown: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// A preamble, or blocks, by their offset; none overlaps another.
+    runs: BTreeMap<u64, Run>,
+    last_number: u64,
+    /// The journal has all runs up to this one.
+    committed: u64,
+    /// What stands before this offset may be durable, and is changed by way of the journal.
+    durable: u64,
+    /// The generation of the journal that has a cut of this file.
+    cut_in: Option<u64>,
+    seal_count: u64,
+    /// The inode number of the data file, once the journal needs it.
+    inode: Option<u64>,
+    /// When what is held was written.
+    mtime: Option<Timespec>,
+    /// Its last name is gone.
+    gone: bool,
+    /// Space is reserved in the data file up to here.
+    reserved: u64,
+    /// Why the data file did not take what the journal has; for the next who syncs it.
+    failed: Option<io::Error>,
+    /// Why it did not take a cut, or the freeing of a range; for who asked for it.
+    refused: Option<io::Error>,
+}
+
+impl State {
+    fn end(&self) -> u64 {
+        self.runs.last_key_value().map_or(0, |(_, run)| run.end())
+    }
+
+    fn entry(&self, file: FileId) -> EntryFile {
+        let mtime = self.mtime.unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+        EntryFile {
+            file,
+            // Unknown, recovery looks at more files.
+            inode: self.inode.unwrap_or(0),
+            seal_count: self.seal_count,
+            mtime: (mtime.tv_sec, mtime.tv_nsec as u32),
+        }
+    }
+}
+
+impl<S: Storage> Held<S> {
+    /// Notes that a commit has to look at the file; tells whether none had to before.
+    pub fn start_waiting(&self) -> bool {
+        !self.is_waiting.swap(true, Ordering::AcqRel)
+    }
+
+    pub fn is_holding(&self) -> bool {
+        self.is_holding.load(Ordering::Acquire)
+    }
+
+    /// Returns what is held, for a commit; it stays held until it is in the data file.
+    pub fn take(self: &Arc<Self>) -> Vec<Taken<S>> {
+        // First: who holds more from here on has the next commit look again.
+        self.is_waiting.store(false, Ordering::Release);
+        let state = self.state.read();
+        let entry = state.entry(self.file);
+        let runs = joined(state.runs.values());
+        runs.map(|run| Taken {
+            file: self.clone(),
+            entry,
+            what: What::Run(run),
+        })
+        .collect()
+    }
+
+    /// Returns a change that comes after all that is held.
+    ///
+    /// # Errors
+    ///
+    /// What fstat(2) gives.
+    pub fn taken(self: &Arc<Self>, what: What) -> io::Result<Taken<S>> {
+        let mut state = self.state.write();
+        if state.inode.is_none() {
+            state.inode = Some(self.storage.inode()?);
+        }
+        Ok(Taken {
+            file: self.clone(),
+            entry: state.entry(self.file),
+            what,
+        })
+    }
+
+    /// Does committed changes to the data file; returns how many bytes are not held any more.
+    ///
+    /// What the data file does not take stays held, and who syncs it is told.
+    pub fn apply(&self, changes: &[Taken<S>], generation: u64) -> usize {
+        let (mut released, mut result, mut is_written) = (0, Ok(()), false);
+        let mut done = 0;
+        // Readers wait: what they read from the file and what they take from here must be of one moment. Not for all of it: a disk may have to be read
+        // for each of them.
+        let mut state = self.state.write();
+        for change in changes {
+            if done == AT_ONCE {
+                RwLockWriteGuard::bump(&mut state);
+                done = 0;
+            }
+            done += 1;
+            match &change.what {
+                // It was written already, when the last name went.
+                What::Run(_) if state.gone => {}
+                What::Run(run) => {
+                    is_written = true;
+                    state.committed = state.committed.max(run.number);
+                    match self.write_run(run) {
+                        Ok(()) => released += state.release(run.offset..run.end(), run.number),
+                        Err(error) => result = Err(error),
+                    }
+                }
+                What::Zero(offset, len) if state.gone => state.refused = self.storage.punch(*offset, *len).err(),
+                What::SetLen(len) if state.gone => state.refused = self.storage.set_len(*len).err(),
+                What::Zero(offset, len) => {
+                    released += state.release(*offset..offset + len, u64::MAX);
+                    state.durable = state.durable.max(offset + len);
+                    state.refused = self.storage.punch(*offset, *len).err();
+                }
+                What::SetLen(len) => {
+                    released += state.release(*len..u64::MAX, u64::MAX);
+                    state.durable = ALL;
+                    state.cut_in = Some(generation);
+                    state.reserved = 0;
+                    state.refused = self.storage.set_len(*len).err();
+                }
+            }
+        }
+        if let Some(mtime) = state.mtime.filter(|_| is_written) {
+            result = result.and(self.storage.set_mtime(mtime));
+        }
+        self.is_holding.store(!state.runs.is_empty(), Ordering::Release);
+        state.failed = result.err();
+        released
+    }
+
+    /// Returns why the data file did not take what the journal has, if it did not.
+    pub fn failure(&self) -> io::Result<()> {
+        self.state.write().failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Returns why the data file did not take the cut, or the freeing of a range, that was just committed.
+    pub fn refusal(&self) -> io::Result<()> {
+        self.state.write().refused.take().map_or(Ok(()), Err)
+    }
+
+    fn write_run(&self, run: &Run) -> io::Result<()> {
+        let written = self.storage.write_at(run.bytes(), run.offset);
+        written.map_err(|short| short.error)
+    }
+
+    /// Has the data file have all that the journal has of it, before both are synced.
+    pub fn complete(&self) -> io::Result<()> {
+        let mut state = self.state.write();
+        // What a full disk did not take it may take now; without it the journal must stay as it is.
+        for run in state.runs.values().filter(|run| run.number <= state.committed) {
+            self.write_run(run)?;
+        }
+        if !state.gone {
+            state.durable = state.durable.max(self.storage.len()?);
+        }
+        Ok(())
+    }
+
+    /// Makes the data file durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.storage.sync_data()
+    }
+
+    /// Notes that the journal has nothing of this file any more.
+    pub fn note_checkpoint(&self) {
+        let mut state = self.state.write();
+        if state.cut_in.take().is_some() {
+            // Synced a moment ago. What came since, and waits for its own commit, is changed by way of the journal too.
+            state.durable = self.storage.len().map_or(ALL, |len| len.max(state.end()));
+        }
+    }
+}
+
+impl State {
+    /// Lets go of what begins in a range, unless it was written after the number given; returns how many bytes that are.
+    fn release(&mut self, range: Range<u64>, number: u64) -> usize {
+        let begun = self.runs.range(range).filter(|(_, run)| run.number <= number);
+        let offsets: Vec<_> = begun.map(|(&offset, _)| offset).collect();
+        let runs = offsets.iter().filter_map(|offset| self.runs.remove(offset));
+        runs.map(|run| run.len()).sum()
+    }
+}
+
+/// Joins runs that lie side by side in one buffer, as a large write leaves them.
+fn joined<'r>(runs: impl Iterator<Item = &'r Run>) -> impl Iterator<Item = Run> {
+    let mut runs = runs.peekable();
+    std::iter::from_fn(move || {
+        let mut run = runs.next()?.clone();
+        while let Some(next) = runs.next_if(|next| {
+            next.offset == run.end() && Arc::ptr_eq(&next.data, &run.data) && next.within.start == run.within.end
+        }) {
+            run.within.end = next.within.end;
+            run.number = run.number.max(next.number);
+        }
+        Some(run)
+    })
+}
+
+/// A data file as content sees it.
+#[derive(Debug)]
+pub struct Journaled<S> {
+    held: Arc<Held<S>>,
+    journal: Option<Arc<Journal<S>>>,
+    layout: Layout,
+}
+
+/// What is known of a data file when it is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The file.
+    pub file: FileId,
+    /// How often it was sealed.
+    pub seal_count: u64,
+    /// How many bytes of it may be durable: all that there are, in a file that was there before.
+    pub durable: u64,
+}
+
+/// A journal, and how many bytes may be held for it.
+type Bounded<'j, S> = (&'j Arc<Journal<S>>, usize);
+
+impl<S: Storage> Journaled<S> {
+    /// Wraps a data file; without a journal every write goes straight to it.
+    pub fn new(storage: S, journal: Option<Arc<Journal<S>>>, layout: Layout, identity: Identity) -> Self {
+        Journaled {
+            held: Arc::new(Held {
+                storage,
+                file: identity.file,
+                state: RwLock::new(State {
+                    seal_count: identity.seal_count,
+                    durable: if journal.is_some() { identity.durable } else { 0 },
+                    ..State::default()
+                }),
+                is_waiting: AtomicBool::new(false),
+                is_holding: AtomicBool::new(false),
+                changed_in_place: AtomicBool::new(true),
+                syncing: Mutex::default(),
+                has_grown: AtomicBool::new(false),
+            }),
+            journal,
+            layout,
+        }
+    }
+
+    /// Returns the end of what is held, in bytes of the data file; 0 where nothing is.
+    pub fn held_end(&self) -> u64 {
+        if self.held.is_holding() {
+            self.held.state.read().end()
+        } else {
+            0
+        }
+    }
+
+    /// Changes the file's times by `set`, which returns when it was last modified then. What is held does not change that any more.
+    ///
+    /// # Errors
+    ///
+    /// What `set` gives.
+    pub fn with_times(&self, set: impl FnOnce() -> io::Result<Option<Timespec>>) -> io::Result<()> {
+        let mut state = self.held.state.write();
+        if let Some(mtime) = set()? {
+            state.mtime = Some(mtime);
+        }
+        Ok(())
+    }
+
+    /// Tells whether what is durable is changed by way of a journal.
+    pub fn is_journaled(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// Commits what is held, then calls `sync` with whether the data file was changed in place since it was last synced.
+    ///
+    /// One caller at a time: who finds nothing changed must not be told so while another still syncs it.
+    ///
+    /// # Errors
+    ///
+    /// What the journal or `sync` gives.
+    pub fn sync_with(&self, sync: impl FnOnce(bool) -> io::Result<()>) -> io::Result<()> {
+        self.commit_held()?;
+        let _syncing = self.held.syncing.lock();
+        // Before the sync: what is written over from now on may be what the sync makes durable.
+        self.note_durable()?;
+        let changed = self.held.changed_in_place.swap(false, Ordering::AcqRel);
+        sync(changed).inspect_err(|_| self.held.changed_in_place.store(true, Ordering::Release))
+    }
+
+    /// Notes that all there is may be durable from now on.
+    fn note_durable(&self) -> io::Result<()> {
+        if self.journal.is_some() && self.held.has_grown.swap(false, Ordering::AcqRel) {
+            let mut state = self.held.state.write();
+            if !state.gone {
+                state.durable = state.durable.max(self.held.storage.len()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is held to the file, whose last name is gone, and what comes from now on too.
+    pub fn abandon(&self) {
+        let Some(journal) = &self.journal else { return };
+        let mut state = self.held.state.write();
+        let runs = mem::take(&mut state.runs);
+        for run in runs.values() {
+            if let Err(error) = self.held.write_run(run) {
+                log::warn!("a file without a name does not take what was written to it: {error}");
+            }
+        }
+        (state.gone, state.durable, state.cut_in) = (true, 0, None);
+        self.held.is_holding.store(false, Ordering::Release);
+        let released = runs.values().map(Run::len).sum();
+        journal.held.fetch_sub(released, Ordering::Relaxed);
+        // Without a number nothing of it was ever committed.
+        if let Some(inode) = state.inode {
+            journal.removed.lock().push((self.held.file, inode));
+        }
+    }
+
+    fn commit_held(&self) -> io::Result<()> {
+        match &self.journal {
+            Some(journal) if self.held.is_holding() => journal.commit().and_then(|()| self.held.failure()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does what goes straight to the data file, after all that is held: it must not be durable before that is.
+    fn in_place<R>(&self, act: impl FnOnce(&S) -> R) -> io::Result<R> {
+        self.commit_held()?;
+        let done = act(&self.held.storage);
+        // After it: who syncs meanwhile may not have had it, and takes the mark away.
+        self.held.changed_in_place.store(true, Ordering::Release);
+        Ok(done)
+    }
+
+    /// As [`in_place`](Self::in_place), for what may make the file longer.
+    fn grow_in_place<R>(&self, act: impl FnOnce(&S) -> R) -> io::Result<R> {
+        let done = self.in_place(act);
+        self.held.has_grown.store(true, Ordering::Release);
+        done
+    }
+
+    /// Returns the journal, if what stands at an offset is changed by way of it, and how many bytes may be held.
+    ///
+    /// Where there is no room for a journal, everything is changed in place: who wants to free space by a truncation must be able to.
+    fn journal_at(&self, offset: u64) -> io::Result<Option<Bounded<'_, S>>> {
+        let Some(journal) = &self.journal else { return Ok(None) };
+        if offset >= self.held.state.read().durable {
+            return Ok(None);
+        }
+        Ok(journal.limit()?.map(|limit| (journal, limit)))
+    }
+
+    /// Reserves space for what makes the file longer: once it is in the journal, the file must take it.
+    fn reserve(&self, state: &mut State, offset: u64, end: u64) -> io::Result<()> {
+        let is_there = state.durable != ALL && end <= state.durable;
+        if is_there || end <= state.reserved {
+            return Ok(());
+        }
+        // A whole block, so that small appends reserve seldom.
+        let end = end.max(offset + self.layout.stride());
+        match self.held.storage.allocate(offset, end - offset) {
+            Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => Err(error),
+            _ => {
+                state.reserved = end;
+                Ok(())
+            }
+        }
+    }
+
+    fn hold(&self, journal: &Journal<S>, limit: usize, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut rest = Run {
+            offset,
+            data: Arc::new(buf.to_vec()),
+            within: 0..buf.len(),
+            number: 0,
+        };
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        while rest.len() > 0 {
+            let mut state = self.held.state.write();
+            if state.gone {
+                // Its last name went since it was asked what is durable.
+                return self.held.write_run(&rest);
+            }
+            self.reserve(&mut state, rest.offset, rest.end())?;
+            state.mtime = Some(now);
+            if state.inode.is_none() {
+                state.inode = Some(self.held.storage.inode()?);
+            }
+            state.last_number += 1;
+            let (mut added, mut dropped) = (0, 0);
+            while rest.len() > 0 && added < limit {
+                let unit = if rest.offset == 0 {
+                    PREAMBLE_SIZE
+                } else {
+                    self.layout.stride()
+                };
+                let len = rest.len().min(unit as usize);
+                let mut run = rest.clone();
+                run.within.end = run.within.start + len;
+                run.number = state.last_number;
+                rest.within.start += len;
+                rest.offset += len as u64;
+                added += len;
+                if run.offset == 0
+                    && let Ok(preamble) = UnverifiedPreamble::decode(run.bytes())
+                {
+                    state.seal_count = preamble.claimed_seal_count();
+                }
+                dropped += state.runs.insert(run.offset, run).map_or(0, |old| old.len());
+            }
+            // What the journal has is changed by way of it, or recovery would put it over what came later.
+            state.durable = state.durable.max(rest.offset);
+            self.held.is_holding.store(true, Ordering::Release);
+            drop(state);
+            journal.note_held(&self.held, added, dropped);
+            if journal.held.load(Ordering::Relaxed) > limit {
+                journal.commit()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Storage> Storage for Journaled<S> {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.held.storage.len()?.max(self.held_end()))
+    }
+
+    fn inode(&self) -> io::Result<u64> {
+        self.held.storage.inode()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if !self.held.is_holding() {
+            return self.held.storage.read_at(buf, offset);
+        }
+        // Through both: nothing moves from here to the file meanwhile.
+        let state = self.held.state.read();
+        let mut got = self.held.storage.read_at(buf, offset)?;
+        let there = state.end().saturating_sub(offset).min(buf.len() as u64) as usize;
+        if there > got {
+            buf[got..there].fill(0);
+            got = there;
+        }
+        let end = offset + got as u64;
+        let before = state.runs.range(..offset).next_back().into_iter();
+        for (_, run) in before.chain(state.runs.range(offset..end)) {
+            let (from, to) = (run.offset.max(offset), run.end().min(end));
+            if from < to {
+                let piece = &run.bytes()[(from - run.offset) as usize..(to - run.offset) as usize];
+                buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(piece);
+            }
+        }
+        Ok(got)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
+        let whole = |error| ShortWrite { written: 0, error };
+        match self.journal_at(offset).map_err(whole)? {
+            Some((journal, limit)) => self.hold(journal, limit, buf, offset).map_err(whole),
+            None => self
+                .grow_in_place(|storage| storage.write_at(buf, offset))
+                .map_err(whole)?,
+        }
+    }
+
+    /// Of a file that is durable as it is: for seals, and changes of a sealed file's preamble.
+    fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()> {
+        self.in_place(|storage| storage.write_with_mtime(buf, offset, mtime))??;
+        if let Ok(preamble) = UnverifiedPreamble::decode(buf) {
+            self.held.state.write().seal_count = preamble.claimed_seal_count();
+        }
+        self.note_durable()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        match self.journal_at(len)? {
+            Some((journal, _)) => journal
+                .commit_with(&self.held, What::SetLen(len))
+                .and_then(|()| self.held.refusal()),
+            None => self.grow_in_place(|storage| storage.set_len(len))?,
+        }
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        match self.journal_at(offset)? {
+            Some((journal, _)) => journal
+                .commit_with(&self.held, What::Zero(offset, len))
+                .and_then(|()| self.held.refusal()),
+            None => self.in_place(|storage| storage.punch(offset, len))?,
+        }
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.held.storage.allocate(offset, len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.commit_held()?;
+        self.held.storage.next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        self.commit_held()?;
+        self.held.storage.next_hole(offset)
+    }
+
+    fn set_mtime(&self, mtime: Timespec) -> io::Result<()> {
+        self.held.storage.set_mtime(mtime)
+    }
+
+    fn announce(&self) -> io::Result<()> {
+        // What is held becomes durable before all that follows it.
+        match &self.journal {
+            Some(_) if self.held.is_holding() => Ok(()),
+            _ => self.sync_data(),
+        }
+    }
+
+    fn sync_announced(&self) -> io::Result<()> {
+        self.commit_held()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        if !self.is_journaled() {
+            return self.held.storage.sync_data();
+        }
+        self.sync_with(|changed| if changed { self.held.storage.sync_data() } else { Ok(()) })
+    }
+}

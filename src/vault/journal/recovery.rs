@@ -1,0 +1,255 @@
+//! What a crash left in journals is written to the data files.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
+
+use rustix::fs::{FileType, Timespec};
+
+use crate::{
+    backing::{BackingFile, Dir, Storage},
+    format::{
+        journal::{self, Change, Entry, FIRST_GROUP, JOURNAL_HEADER_SIZE, JOURNAL_MAX, JournalHeader},
+        layout::PREAMBLE_SIZE,
+        name::{self, Shape},
+        preamble::UnverifiedPreamble,
+    },
+    ids::FileId,
+    vault::Vault,
+};
+
+/// What recovery found and did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Journals that were there.
+    pub journals: usize,
+    /// Data files that were written to.
+    pub files: usize,
+    /// Files that entries are about and that are not there any more.
+    pub missing: usize,
+    /// Journals that are copies from elsewhere, and were left alone.
+    pub foreign: usize,
+}
+
+/// Tells whether there is a journal in a vault's directory: it is mounted, or a mount of it ended by a crash.
+///
+/// # Errors
+///
+/// What listing the directory gives.
+pub fn is_needed(root: &Dir) -> io::Result<bool> {
+    Ok(!journals(root)?.is_empty())
+}
+
+fn journals(root: &Dir) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    root.each_entry(|entry| {
+        if name::is_journal(entry.name) {
+            found.push(String::from_utf8_lossy(entry.name).into_owned());
+        }
+    })?;
+    Ok(found)
+}
+
+/// Writes what is in a vault's journals to its data files, durably, and removes them. Nobody else may use the vault meanwhile.
+///
+/// `copied` applies journals that are not where they were made: for a vault that was copied as a crash had left it.
+///
+/// # Errors
+///
+/// What reading a journal or writing a data file gives: the journal stays, and may be tried again.
+pub fn recover(vault: &Vault, root: &Dir, copied: bool) -> io::Result<Recovered> {
+    let mut recovered = Recovered::default();
+    for name in journals(root)? {
+        recovered.journals += 1;
+        let file = root.open_file(&name, true)?;
+        let bytes = read(&file)?;
+        let key = vault.journal_key();
+        let header = match JournalHeader::decode(&bytes, &key) {
+            Ok(header) if header.vault == vault.id() => header,
+            // Made and not begun before a crash, or nothing of this vault's: no entry of it was ever relied on.
+            _ => {
+                log::info!("{name} was never begun, or is not of this vault: removed");
+                root.unlink(&name)?;
+                continue;
+            }
+        };
+        if !copied && header.place != file.place()?.into() {
+            log::warn!("{name} is a copy from elsewhere, and is left alone");
+            recovered.foreign += 1;
+            continue;
+        }
+        let groups = bytes.get(FIRST_GROUP as usize..).unwrap_or_default();
+        let entries = journal::decode_groups(groups, header.generation, &key).map_err(io::Error::other)?;
+        apply(root, &entries, copied, &mut recovered)?;
+        root.unlink(&name)?;
+        root.sync()?;
+    }
+    if recovered.files > 0 {
+        log::info!(
+            "the last mount did not end well: what its journal had was written to {} files",
+            recovered.files
+        );
+    }
+    Ok(recovered)
+}
+
+fn read(file: &BackingFile) -> io::Result<Vec<u8>> {
+    let size = file.len()?.min(JOURNAL_MAX) as usize;
+    let mut bytes = vec![0; size.max(JOURNAL_HEADER_SIZE)];
+    let got = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+/// The entries about one file, in their order.
+pub(super) type Entries<'d> = Vec<Entry<'d>>;
+
+/// Sorts entries by the file that they are about.
+pub(super) fn by_file<'d>(entries: &[Entry<'d>]) -> BTreeMap<FileId, Entries<'d>> {
+    let mut files: BTreeMap<FileId, Entries<'_>> = BTreeMap::new();
+    for entry in entries {
+        files.entry(entry.file.file).or_default().push(*entry);
+    }
+    files
+}
+
+fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recovered) -> io::Result<()> {
+    let files = by_file(entries);
+    let numbers = files
+        .iter()
+        .flat_map(|(id, entries)| entries.iter().map(|entry| (*id, entry.file.inode)));
+    let mut wanted: BTreeSet<_> = numbers.collect();
+    let root = Arc::new(root.open_dir(".")?);
+    let mut directories = vec![root];
+    while let Some(dir) = directories.pop() {
+        if wanted.is_empty() {
+            break;
+        }
+        let (below, data_files) = look_in(&dir, &wanted, copied)?;
+        for (data_file, file) in data_files {
+            if wanted.remove(&data_file) {
+                let (id, inode) = data_file;
+                let mut own = files[&id].clone();
+                own.retain(|entry| entry.file.inode == inode);
+                apply_to(&file, &own)?;
+                recovered.files += 1;
+            }
+        }
+        for name in below {
+            match dir.open_dir(&name) {
+                Ok(dir) => directories.push(Arc::new(dir)),
+                // Another filesystem, or gone.
+                Err(error) => log::debug!("{name:?} is not looked into: {error}"),
+            }
+        }
+    }
+    recovered.missing += wanted.len();
+    Ok(())
+}
+
+/// A data file by its id and the inode number that it had when it was written, 0 where that is not known: a sync tool's copy has the id of what it is a
+/// copy of.
+type DataFile = (FileId, u64);
+
+/// The directories in a directory, and the data files in it that are wanted.
+type Contents = (Vec<String>, Vec<(DataFile, BackingFile)>);
+
+/// Returns what there is to look at in a directory. In a vault that was copied files have other inode numbers: each is the only one of its id, or none is
+/// taken.
+fn look_in(dir: &Dir, wanted: &BTreeSet<DataFile>, copied: bool) -> io::Result<Contents> {
+    let (mut below, mut here, mut names) = (Vec::new(), BTreeSet::new(), Vec::new());
+    let of_id = |id: FileId| wanted.range((id, 0)..=(id, u64::MAX)).copied();
+    dir.each_entry(|entry| {
+        let Ok(name) = std::str::from_utf8(entry.name) else {
+            return;
+        };
+        match name::shape(entry.name) {
+            Shape::Header(id) => here.extend(of_id(id)),
+            Shape::Inline(_) | Shape::Long | Shape::Conflict(..) => match entry.kind {
+                FileType::Directory => below.push(name.to_owned()),
+                FileType::RegularFile => names.push((name.to_owned(), entry.ino)),
+                _ => {}
+            },
+            _ => {}
+        }
+    })?;
+    let mut found = Vec::new();
+    let may_be_any = |data_file: &DataFile| data_file.1 == 0 || copied;
+    let inodes: BTreeSet<_> = here.iter().map(|data_file| data_file.1).collect();
+    names.sort_by_key(|(_, inode)| !inodes.contains(inode));
+    for (name, inode) in names {
+        if here.is_empty() || !(inodes.contains(&inode) || here.iter().any(may_be_any)) {
+            break;
+        }
+        let file = dir.open_file(&name, false)?;
+        let Some(id) = id_of(&file)? else { continue };
+        let mut candidates = here.range((id, 0)..=(id, u64::MAX)).copied();
+        let is_it = match (candidates.next(), candidates.next()) {
+            (Some(only), None) if may_be_any(&only) => Some(only),
+            _ => here.get(&(id, inode)).copied(),
+        };
+        if let Some(data_file) = is_it {
+            here.remove(&data_file);
+            found.push((data_file, file));
+        }
+    }
+    Ok((below, found))
+}
+
+fn preamble_of(file: &BackingFile) -> io::Result<Option<UnverifiedPreamble>> {
+    let mut bytes = [0; PREAMBLE_SIZE as usize];
+    let got = file.read_at(&mut bytes, 0)?;
+    Ok(UnverifiedPreamble::decode(&bytes[..got]).ok())
+}
+
+fn id_of(file: &BackingFile) -> io::Result<Option<FileId>> {
+    Ok(preamble_of(file)?.map(|preamble| preamble.file()))
+}
+
+/// Does to a data file what the journal has of it.
+///
+/// The preamble last, when all else is durable: it says how often the file was sealed, and with that which entries still mean something to a
+/// recovery that comes after this one was interrupted.
+pub(super) fn apply_to(file: &impl Storage, entries: &Entries<'_>) -> io::Result<()> {
+    let mut preamble = [0; PREAMBLE_SIZE as usize];
+    let got = file.read_at(&mut preamble, 0)?;
+    let Ok(present) = UnverifiedPreamble::decode(&preamble[..got]) else {
+        return Ok(());
+    };
+    let mut front = None;
+    let mut mtime = None;
+    for entry in entries {
+        // Sealed since: everything of that time is in the file.
+        if entry.file.seal_count < present.claimed_seal_count() {
+            continue;
+        }
+        match entry.change {
+            Change::Write(0, bytes) => {
+                let (preamble, blocks) = bytes.split_at(bytes.len().min(PREAMBLE_SIZE as usize));
+                front = Some(preamble);
+                write(file, blocks, PREAMBLE_SIZE)?;
+            }
+            Change::Write(offset, bytes) => write(file, bytes, offset)?,
+            Change::Zero(offset, len) => file.punch(offset, len)?,
+            Change::SetLen(len) => file.set_len(len)?,
+        }
+        mtime = Some(entry.file.mtime).filter(|&mtime| mtime != (0, 0)).or(mtime);
+    }
+    file.sync_data()?;
+    if let Some(front) = front {
+        write(file, front, 0)?;
+    }
+    if let Some((tv_sec, nanos)) = mtime {
+        file.set_mtime(Timespec {
+            tv_sec,
+            tv_nsec: nanos.into(),
+        })?;
+    }
+    file.sync_data()
+}
+
+fn write(file: &impl Storage, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_at(bytes, offset).map_err(|short| short.error)
+}

@@ -1,0 +1,638 @@
+//! The journal on a disk in memory that loses power: what was synced is there, of what was not each page for itself may or may not be.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    sync::{Arc, Mutex as StdMutex},
+};
+
+use proptest::prelude::*;
+use rustix::fs::Timespec;
+
+use super::*;
+use crate::{
+    backing::ShortWrite,
+    crypto::{
+        block::Suite,
+        keys::{DataKey, KeyBytes, MacKey},
+    },
+    format::{
+        header::FileHeader,
+        journal::decode_groups,
+        layout::{Layout, PREAMBLE_SIZE},
+        preamble::UnverifiedPreamble,
+    },
+    ids::{DirectoryId, Epoch},
+    units::{CipherSize, PlainOffset, PlainSize},
+    vault::content::{Content, ContentError, Stored},
+};
+
+const PAGE: usize = 4096;
+
+/// A small source of chance, so that a case can be repeated.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+}
+
+/// A file on the disk.
+#[derive(Clone, Debug, Default)]
+struct DiskFile(Arc<StdMutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    bytes: Vec<u8>,
+    durable: Vec<u8>,
+    /// What each page has been since the last sync, and how long the file was.
+    pages: HashMap<usize, Vec<Vec<u8>>>,
+    lengths: Vec<usize>,
+    /// Changes that still succeed.
+    changes_left: Option<usize>,
+}
+
+impl Inner {
+    fn change(&mut self) -> io::Result<()> {
+        match &mut self.changes_left {
+            Some(0) => Err(io::Error::other("no power")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn page(bytes: &[u8], page: usize) -> Vec<u8> {
+        let start = (page * PAGE).min(bytes.len());
+        let mut found = bytes[start..(start + PAGE).min(bytes.len())].to_vec();
+        found.resize(PAGE, 0);
+        found
+    }
+
+    fn note(&mut self, from: usize, to: usize) {
+        for page in from / PAGE..to.div_ceil(PAGE) {
+            let now = Self::page(&self.bytes, page);
+            self.pages.entry(page).or_default().push(now);
+        }
+        self.lengths.push(self.bytes.len());
+    }
+}
+
+impl DiskFile {
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    /// Ends all that was not synced: each page is one of those it has been, and so is the length.
+    fn lose_power(&self, chance: &mut Chance) {
+        let inner = &mut *self.inner();
+        let lengths = std::mem::take(&mut inner.lengths);
+        let len = match chance.below(lengths.len() + 1) {
+            0 => inner.durable.len(),
+            n => lengths[n - 1],
+        };
+        let mut left = inner.durable.clone();
+        left.resize(len, 0);
+        for (page, versions) in std::mem::take(&mut inner.pages) {
+            let version = chance.below(versions.len() + 1);
+            let start = page * PAGE;
+            if version > 0 && start < len {
+                let end = (start + PAGE).min(len);
+                left[start..end].copy_from_slice(&versions[version - 1][..end - start]);
+            }
+        }
+        inner.bytes.clone_from(&left);
+        inner.durable = left;
+        inner.changes_left = None;
+    }
+}
+
+impl Storage for DiskFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.inner().bytes.len() as u64)
+    }
+
+    fn inode(&self) -> io::Result<u64> {
+        Ok(1)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let inner = self.inner();
+        let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
+        interrupt();
+        let mut inner = self.inner();
+        inner.change().map_err(|error| ShortWrite { written: 0, error })?;
+        let (from, to) = (offset as usize, offset as usize + buf.len());
+        if inner.bytes.len() < to {
+            inner.bytes.resize(to, 0);
+        }
+        inner.bytes[from..to].copy_from_slice(buf);
+        inner.note(from, to);
+        Ok(())
+    }
+
+    fn write_with_mtime(&self, buf: &[u8], offset: u64, _: Option<Timespec>) -> io::Result<()> {
+        self.write_at(buf, offset).map_err(|short| short.error)
+    }
+
+    fn set_mtime(&self, _: Timespec) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.change()?;
+        let before = inner.bytes.len();
+        inner.bytes.resize(len as usize, 0);
+        let (from, to) = (before.min(len as usize), before.max(len as usize));
+        inner.note(from, to);
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.change()?;
+        let (from, to) = (offset as usize, ((offset + len) as usize).min(inner.bytes.len()));
+        if from < to {
+            inner.bytes[from..to].fill(0);
+            inner.note(from, to);
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        let inner = self.inner();
+        let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
+        Ok(rest.iter().position(|&byte| byte != 0).map(|at| offset + at as u64))
+    }
+
+    fn next_hole(&self, _: u64) -> io::Result<u64> {
+        self.len()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.change()?;
+        inner.durable = inner.bytes.clone();
+        inner.pages.clear();
+        inner.lengths.clear();
+        Ok(())
+    }
+}
+
+thread_local! {
+    static MEANWHILE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+}
+
+/// Has something happen when the next write begins, or the journal is about to be made, as another thread can.
+fn meanwhile(act: impl FnOnce() + 'static) {
+    MEANWHILE.set(Some(Box::new(act)));
+}
+
+fn interrupt() {
+    if let Some(act) = MEANWHILE.take() {
+        act();
+    }
+}
+
+/// Room for a small journal only, so that it begins anew often.
+#[derive(Debug)]
+struct SmallHome(DiskFile);
+
+const PLACE: JournalPlace = JournalPlace { inode: 1, born: 2 };
+
+impl JournalHome<DiskFile> for SmallHome {
+    fn make(&self, size: u64) -> io::Result<(DiskFile, JournalPlace)> {
+        interrupt();
+        if size > 256 << 10 {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        Ok((self.0.clone(), PLACE))
+    }
+
+    fn settle(&self, journal: &DiskFile) -> io::Result<()> {
+        journal.sync_data()
+    }
+
+    fn sync_filesystem(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn can_sync_filesystem(&self) -> bool {
+        false
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        self.0.set_len(0)?;
+        self.0.sync_data()
+    }
+}
+
+fn key() -> MacKey {
+    MacKey::new(KeyBytes::copy_of(&[9; 32]))
+}
+
+fn journal_in(log: &DiskFile) -> Arc<Journal<DiskFile>> {
+    Arc::new(Journal::new(
+        Box::new(SmallHome(log.clone())),
+        VaultId([1; 16]),
+        key(),
+        2,
+    ))
+}
+
+fn layout() -> Layout {
+    Layout::new(Suite::Aes256GcmSiv, 4096).unwrap()
+}
+
+fn header(number: u8) -> FileHeader {
+    let data_key = DataKey::new(KeyBytes::copy_of(&[number; 32]));
+    let (file, directory) = (FileId([number; 16]), DirectoryId([2; 16]));
+    FileHeader::new(Suite::Aes256GcmSiv, Epoch(1), file, directory, data_key)
+}
+
+type OnDisk = Content<Journaled<DiskFile>>;
+
+/// A file, what it has been since it was last made durable, and what it was then.
+struct Tracked {
+    number: u8,
+    disk: DiskFile,
+    content: OnDisk,
+    now: Vec<u8>,
+    since: Vec<Vec<u8>>,
+}
+
+fn open(number: u8, disk: &DiskFile, journal: &Arc<Journal<DiskFile>>) -> Result<OnDisk, ContentError> {
+    let header = header(number);
+    let mut preamble = [0; PREAMBLE_SIZE as usize];
+    let got = disk.read_at(&mut preamble, 0).unwrap();
+    let size = disk.len().unwrap();
+    let wrap = |seal_count, durable| {
+        let identity = Identity {
+            file: header.fields.file,
+            seal_count,
+            durable,
+        };
+        Journaled::new(disk.clone(), Some(journal.clone()), layout(), identity)
+    };
+    if got == 0 {
+        return Ok(Content::create(wrap(0, 0), layout(), &header));
+    }
+    let preamble = UnverifiedPreamble::decode(&preamble[..got]).map_err(ContentError::Preamble)?;
+    let stored = Stored {
+        size: CipherSize(size),
+        preamble: &preamble,
+    };
+    let storage = wrap(preamble.claimed_seal_count(), size);
+    Content::load(storage, layout(), &header, stored, |_| None)
+}
+
+impl Tracked {
+    fn new(number: u8, journal: &Arc<Journal<DiskFile>>) -> Self {
+        let disk = DiskFile::default();
+        let content = open(number, &disk, journal).unwrap();
+        // As a file is whose header and name were just synced.
+        content.ensure_preamble().unwrap();
+        content.storage().sync_data().unwrap();
+        Tracked {
+            number,
+            disk,
+            content,
+            now: Vec::new(),
+            since: vec![Vec::new()],
+        }
+    }
+
+    fn is_now(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
+        change(&mut self.now);
+        self.since.push(self.now.clone());
+    }
+
+    fn is_durable(&mut self) {
+        self.since = vec![self.now.clone()];
+    }
+
+    fn seal(&mut self, journal: &Journal<DiskFile>) {
+        if self.content.begin_seal().is_some() {
+            self.seal_as_it_is(journal);
+            self.is_durable();
+        }
+    }
+
+    /// As the sealer does; twice, since the first round may only finish a cut.
+    fn seal_as_it_is(&self, journal: &Journal<DiskFile>) {
+        for _ in 0..2 {
+            if let Some(ticket) = self.content.begin_seal() {
+                journal.commit().unwrap();
+                self.disk.sync_data().unwrap();
+                self.content.finish_seal(ticket, None, |_| None).unwrap();
+            }
+        }
+    }
+
+    /// Checks every block after a crash; returns what there is.
+    fn check(&self) -> Vec<u8> {
+        let content = &self.content;
+        let size = content.size().0 as usize;
+        let lengths = || self.since.iter().map(Vec::len);
+        let (least, most) = (lengths().min().unwrap(), lengths().max().unwrap());
+        assert!((least..=most).contains(&size), "{size} bytes, of {least} to {most}");
+        let mut found = vec![0; size];
+        let mut plain = Vec::new();
+        for start in (0..size).step_by(PAGE) {
+            let end = (start + PAGE).min(size);
+            match content.read(PlainOffset(start as u64), end - start, &mut plain) {
+                Ok(range) => found[start..end].copy_from_slice(&plain[range]),
+                // Behind what was once the end: written there for the first time, and never acknowledged.
+                Err(ContentError::Damaged(_)) if start >= least => continue,
+                Err(error) => panic!("block at {start}, {least} at least: {error}"),
+            }
+            let was = |state: &Vec<u8>| {
+                let mut block = state.get(start..).unwrap_or_default().to_vec();
+                block.resize(block.len().max(end - start), 0);
+                block[..end - start] == found[start..end]
+            };
+            // The rest of the last block may be cut off, or be zeros that an extension put there.
+            assert!(
+                self.since.iter().any(was),
+                "block at {start} is none of those it has been"
+            );
+        }
+        found
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(u64, usize, u8),
+    SetSize(u64),
+    Punch(u64, u64),
+    Sync,
+    Commit,
+    Checkpoint,
+    Seal,
+    Reopen,
+}
+
+fn ops() -> impl Strategy<Value = Vec<(bool, Op)>> {
+    let offset = prop_oneof![
+        0..60_000u64,
+        (0..15u64).prop_map(|n| n * 4096),
+        (1..15u64).prop_map(|n| n * 4096 - 1)
+    ];
+    let op = prop_oneof![
+        8 => (offset.clone(), 1..20_000usize, any::<u8>()).prop_map(|(o, l, s)| Op::Write(o, l, s)),
+        2 => offset.clone().prop_map(Op::SetSize),
+        2 => (offset, 1..20_000u64).prop_map(|(o, l)| Op::Punch(o, l)),
+        4 => Just(Op::Sync),
+        2 => Just(Op::Commit),
+        1 => Just(Op::Checkpoint),
+        2 => Just(Op::Seal),
+        1 => Just(Op::Reopen),
+    ];
+    proptest::collection::vec((any::<bool>(), op), 1..60)
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed | 1)
+        .collect()
+}
+
+fn act(file: &mut Tracked, journal: &Arc<Journal<DiskFile>>, op: &Op) {
+    match *op {
+        Op::Write(offset, len, seed) => {
+            let data = pattern(len, seed);
+            file.content.write(PlainOffset(offset), &data).unwrap();
+            file.is_now(|now| {
+                let end = offset as usize + len;
+                now.resize(now.len().max(end), 0);
+                now[offset as usize..end].copy_from_slice(&data);
+            });
+        }
+        Op::SetSize(size) => {
+            file.content.set_size(PlainSize(size)).unwrap();
+            file.is_now(|now| now.resize(size as usize, 0));
+        }
+        Op::Punch(offset, len) => {
+            file.content.punch(PlainOffset(offset), len).unwrap();
+            file.is_now(|now| {
+                let (from, to) = (offset as usize, ((offset + len) as usize).min(now.len()));
+                if from < to {
+                    now[from..to].fill(0);
+                }
+            });
+        }
+        Op::Sync => {
+            file.content.storage().sync_data().unwrap();
+            file.is_durable();
+        }
+        Op::Commit => journal.commit().unwrap(),
+        Op::Checkpoint => journal.checkpoint().unwrap(),
+        Op::Seal => file.seal(journal),
+        Op::Reopen => {
+            // Only sealed files are closed.
+            file.seal(journal);
+            if file.content.is_sealed() {
+                file.content = open(file.number, &file.disk, journal).unwrap();
+            }
+        }
+    }
+}
+
+/// Recovers the files; without power after so many changes.
+fn recover(files: &[Tracked], log: &DiskFile, changes: Option<usize>, chance: &mut Chance) {
+    let bytes = log.inner().bytes.clone();
+    let Ok(header) = JournalHeader::decode(&bytes, &key()) else {
+        return;
+    };
+    let entries = decode_groups(
+        bytes.get(FIRST_GROUP as usize..).unwrap_or_default(),
+        header.generation,
+        &key(),
+    )
+    .unwrap();
+    let by_file = recovery::by_file(&entries);
+    for file in files {
+        file.disk.inner().changes_left = changes;
+        if let Some(entries) = by_file.get(&FileId([file.number; 16]))
+            && recovery::apply_to(&file.disk, entries).is_err()
+        {
+            file.disk.lose_power(chance);
+        }
+        file.disk.inner().changes_left = None;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_power_cut_leaves_of_each_durable_block_a_version_that_it_has_been(
+        rounds in proptest::collection::vec((ops(), any::<u64>(), 0..12usize), 1..4),
+    ) {
+        let log = DiskFile::default();
+        let mut journal = journal_in(&log);
+        let mut files = vec![Tracked::new(1, &journal), Tracked::new(2, &journal)];
+        for (ops, seed, interrupted) in rounds {
+            for (second, op) in &ops {
+                act(&mut files[usize::from(*second)], &journal, op);
+                let file = &files[usize::from(*second)];
+                prop_assert_eq!(file.content.size().0 as usize, file.now.len());
+                let mut plain = Vec::new();
+                let range = file.content.read(PlainOffset(0), file.now.len(), &mut plain).unwrap();
+                prop_assert!(plain[range] == file.now);
+            }
+            let mut chance = Chance(seed | 1);
+            log.lose_power(&mut chance);
+            files.iter().for_each(|file| file.disk.lose_power(&mut chance));
+            recover(&files, &log, Some(interrupted), &mut chance);
+            recover(&files, &log, None, &mut chance);
+            log.set_len(0).unwrap();
+            log.sync_data().unwrap();
+            journal = journal_in(&log);
+            for file in &mut files {
+                file.content = open(file.number, &file.disk, &journal).unwrap();
+                file.check();
+                // A cut that was under way is finished with the first change.
+                file.seal_as_it_is(&journal);
+                file.now = file.check();
+                // What cannot be read was never acknowledged: cut off, as its owner would.
+                let readable = (0..file.now.len()).step_by(PAGE).take_while(|&start| {
+                    file.content.read(PlainOffset(start as u64), PAGE, &mut Vec::new()).is_ok()
+                });
+                let len = file.now.len().min(readable.count() * PAGE);
+                file.now.truncate(len);
+                if file.content.size().0 != len as u64 {
+                    file.content.set_size(PlainSize(len as u64)).unwrap();
+                }
+                file.content.storage().sync_data().unwrap();
+                file.is_durable();
+            }
+        }
+    }
+}
+
+#[test]
+fn who_syncs_second_is_not_told_before_the_first_is_done() {
+    let log = DiskFile::default();
+    let journal = journal_in(&log);
+    let file = Tracked::new(1, &journal);
+    let storage = file.content.storage();
+    let (begins, begun) = std::sync::mpsc::channel();
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let sync = |_| {
+                begins.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+                is_done.store(true, Ordering::Release);
+                Ok(())
+            };
+            storage.sync_with(sync).unwrap();
+        });
+        begun.recv().unwrap();
+        storage.sync_data().unwrap();
+        assert!(is_done.load(Ordering::Acquire));
+    });
+}
+
+#[test]
+fn a_file_whose_name_a_crash_gives_back_is_as_it_was_synced() {
+    for (seed, checkpoint) in (1..40).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let log = DiskFile::default();
+        let journal = journal_in(&log);
+        let mut files = vec![Tracked::new(1, &journal), Tracked::new(2, &journal)];
+        // The second time over what is durable.
+        for seed in [3, 5] {
+            for file in &mut files {
+                act(file, &journal, &Op::Write(100, 3 * PAGE, seed));
+                act(file, &journal, &Op::Sync);
+            }
+        }
+        files[0].content.storage().abandon();
+        // A group behind it, after which nothing of the file need be in the journal.
+        act(&mut files[1], &journal, &Op::Write(0, PAGE, 7));
+        act(&mut files[1], &journal, &Op::Sync);
+        if checkpoint {
+            journal.checkpoint().unwrap();
+        }
+        let mut chance = Chance(seed);
+        log.lose_power(&mut chance);
+        files.iter().for_each(|file| file.disk.lose_power(&mut chance));
+        recover(&files, &log, None, &mut chance);
+        for file in &mut files {
+            file.content = open(file.number, &file.disk, &journal).unwrap();
+            file.check();
+        }
+    }
+}
+
+#[test]
+fn a_file_without_a_name_is_written_past_the_journal() {
+    let journal = journal_in(&DiskFile::default());
+    let mut file = Tracked::new(1, &journal);
+    for seed in [3, 5] {
+        act(&mut file, &journal, &Op::Write(0, PAGE, seed));
+        act(&mut file, &journal, &Op::Sync);
+    }
+    file.content.storage().abandon();
+    for checkpoint in [false, true] {
+        if checkpoint {
+            journal.checkpoint().unwrap();
+        }
+        act(&mut file, &journal, &Op::Write(0, PAGE, 7));
+        assert_eq!(file.content.storage().held_end(), 0);
+    }
+}
+
+/// Makes a file with a block that is durable.
+fn with_a_durable_block() -> (Arc<Journal<DiskFile>>, DiskFile, Arc<OnDisk>) {
+    let (journal, disk) = (journal_in(&DiskFile::default()), DiskFile::default());
+    let content = Arc::new(open(1, &disk, &journal).unwrap());
+    content.write(PlainOffset(0), &pattern(4096, 1)).unwrap();
+    content.storage().sync_data().unwrap();
+    (journal, disk, content)
+}
+
+#[test]
+fn a_sync_beside_a_write_does_not_stand_for_the_next() {
+    let (_journal, disk, content) = with_a_durable_block();
+    let other = content.clone();
+    meanwhile(move || other.storage().sync_data().unwrap());
+    content.write(PlainOffset(4096), &pattern(4096, 2)).unwrap();
+    content.storage().sync_data().unwrap();
+    let inner = disk.inner();
+    assert_eq!(inner.durable.len(), inner.bytes.len());
+}
+
+#[test]
+fn a_write_to_a_file_that_loses_its_last_name_meanwhile_is_not_held() {
+    let (journal, _disk, content) = with_a_durable_block();
+    let other = content.clone();
+    // There is no journal before the first block that is written over.
+    meanwhile(move || other.storage().abandon());
+    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
+    assert_eq!(content.storage().held_end(), 0);
+    let mut plain = Vec::new();
+    let read = content.read(PlainOffset(0), 4096, &mut plain).unwrap();
+    assert!(plain[read] == pattern(4096, 2));
+    journal.commit().unwrap();
+    assert!(journal.waiting.lock().is_empty());
+}

@@ -1,0 +1,846 @@
+//! `fsck`, `fsck --repair` and `verify`: each kind of finding is made, named, mended where there is one answer, and the data compared.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    thread,
+    time::Duration,
+};
+
+use hushfs::{
+    fs::{Caller, Fs, NameIn, ROOT},
+    keystore::{KeyFile, SlotChoice, Unlock},
+    vault::home::{Lock, OpenVault, VaultHome},
+};
+use rustix::{
+    io::ioctl_fionread,
+    process::{Signal, kill_process},
+};
+use serde_json::Value;
+
+use super::{Given, Place, json_lines, unmounted, write};
+
+const BLOCK: usize = 4096;
+
+const PREAMBLE: usize = 256;
+
+const STRIDE: usize = BLOCK + 28;
+
+/// A vault with something of everything.
+struct Sample {
+    place: Place,
+    plain: BTreeMap<String, Vec<u8>>,
+}
+
+fn long_name() -> String {
+    "long-".repeat(48)
+}
+
+fn open(vault: &Path) -> OpenVault {
+    let key = KeyFile::new(vec![7; 32].into()).unwrap();
+    let home = VaultHome::enter(vault, Lock::Unlocked).unwrap();
+    home.open(&Unlock::KeyFile(key), &SlotChoice::Any).unwrap()
+}
+
+fn plant(fs: &Fs, caller: Caller) {
+    let long_name = long_name();
+    let at = |parent, name| NameIn { parent, name };
+    let content = |seed: u8, len: usize| (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect::<Vec<_>>();
+    write(fs, at(ROOT, b"a"), b"hello\n", caller);
+    write(fs, at(ROOT, b"blocks"), &content(1, 3 * BLOCK + 1000), caller);
+    write(fs, at(ROOT, long_name.as_bytes()), &content(2, 500), caller);
+    fs.make_link(at(ROOT, b"link"), b"a", caller).unwrap();
+    fs.make_link(at(ROOT, b"long-link"), &[b't'; 4000], caller).unwrap();
+    let dir = fs.make_directory(at(ROOT, b"dir"), 0o755, caller).unwrap().node.id;
+    write(fs, at(dir, b"inner"), &content(3, 9000), caller);
+    write(fs, at(dir, b"too"), &content(4, 200), caller);
+    // Each born under a name of its own, or they would have one id.
+    for (name, before) in [("renamed", "before"), ("also-renamed", "before-too")] {
+        let dir = fs
+            .make_directory(at(ROOT, before.as_bytes()), 0o755, caller)
+            .unwrap()
+            .node
+            .id;
+        write(fs, at(dir, b"inner"), &content(5, 300 + name.len()), caller);
+        fs.clear(
+            fs.rename(at(ROOT, before.as_bytes()), at(ROOT, name.as_bytes()), 0)
+                .unwrap(),
+        );
+    }
+}
+
+impl Sample {
+    fn new() -> Self {
+        let place = Place::with_vault();
+        place.with_fs(None, plant);
+        let mut sample = Sample {
+            place,
+            plain: BTreeMap::new(),
+        };
+        sample.plain = sample.read_all();
+        assert_eq!(sample.plain.len(), 12);
+        sample
+    }
+
+    fn vault(&self) -> PathBuf {
+        self.place.path("vault")
+    }
+
+    /// Returns where a path of the view is on disk.
+    fn disk(&self, path: &str) -> PathBuf {
+        let (vault, home) = open(&self.vault()).into_vault();
+        let located = vault.locate(home.dir(), Path::new(path)).unwrap();
+        let directory = self.vault().join(located.disk_path);
+        located
+            .entry
+            .map_or(directory.clone(), |entry| directory.join(entry.disk))
+    }
+
+    fn header(&self, path: &str) -> PathBuf {
+        let data = self.disk(path);
+        let id: [u8; 16] = fs::read(&data).unwrap()[16..32].try_into().unwrap();
+        data.with_file_name(format!("{}.hush", hushfs::ids::FileId(id).to_b64()))
+    }
+
+    fn beside(&self, directory: &Path, suffix: &str) -> PathBuf {
+        let mut entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        let found = entries.find(|path| path.to_str().unwrap().ends_with(suffix));
+        found.unwrap_or_else(|| panic!("nothing ends with {suffix}"))
+    }
+
+    fn run(&self, words: &str) -> Given {
+        self.place.run(&format!("{words} --key-file key vault"))
+    }
+
+    /// Reads everything that there is in the view, each file, link and directory.
+    fn read_all(&self) -> BTreeMap<String, Vec<u8>> {
+        let out = self.place.path("out");
+        let _ = fs::remove_dir_all(&out);
+        assert_eq!(self.place.run("export --key-file key vault / out").code, 0);
+        let mut all = BTreeMap::new();
+        collect(&out, &out, &mut all);
+        all
+    }
+
+    /// Has the vault repaired, and compares it with what it was, but for what is `gone`. Returns what the repair has told.
+    fn repair_all(&self, gone: &[&str]) -> Vec<Value> {
+        let told = self.run("fsck --repair --json");
+        assert_eq!(told.code, 1, "{}{}", told.out, told.err);
+        for check in ["fsck", "verify"] {
+            let clean = self.run(check);
+            assert_eq!((clean.code, clean.out.as_str()), (0, ""), "{check}: {}", clean.err);
+        }
+        let mut expected = self.plain.clone();
+        expected.retain(|path, _| !gone.contains(&path.as_str()));
+        assert_eq!(self.read_all(), expected);
+        let told = json_lines(&told.out);
+        for finding in &told[..told.len() - 1] {
+            assert_eq!(finding["corrected"], true, "{finding}");
+        }
+        assert_eq!(told.last().unwrap()["corrected"], (told.len() - 1) as u64);
+        told
+    }
+
+    /// Returns the first file that repairs have kept and whose path ends so.
+    fn kept(&self, suffix: &str) -> PathBuf {
+        let mut waiting = vec![self.vault().join("lost+found.hush")];
+        while let Some(directory) = waiting.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.to_str().unwrap().ends_with(suffix) {
+                    return path;
+                }
+                if path.is_dir() {
+                    waiting.push(path);
+                }
+            }
+        }
+        panic!("nothing kept ends with {suffix}");
+    }
+}
+
+fn collect(root: &Path, at: &Path, all: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in fs::read_dir(at).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        if kind.is_symlink() {
+            all.insert(
+                name,
+                fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
+            );
+        } else if kind.is_dir() {
+            all.insert(name, b"directory".to_vec());
+            collect(root, &path, all);
+        } else {
+            all.insert(name, fs::read(&path).unwrap());
+        }
+    }
+}
+
+/// Runs fsck, and returns the findings' words and severities.
+fn found(sample: &Sample, options: &str) -> Vec<(String, String)> {
+    let fsck = sample.run(&format!("fsck --json{options}"));
+    let lines = json_lines(&fsck.out);
+    let word = |finding: &Value, field: &str| finding[field].as_str().unwrap().to_owned();
+    let mut found: Vec<_> = lines[..lines.len() - 1]
+        .iter()
+        .map(|finding| (word(finding, "code"), word(finding, "severity")))
+        .collect();
+    found.sort();
+    found
+}
+
+fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut pairs: Vec<_> = expected
+        .iter()
+        .map(|(code, severity)| ((*code).to_owned(), (*severity).to_owned()))
+        .collect();
+    pairs.sort();
+    pairs
+}
+
+#[test]
+fn a_vault_in_order_has_no_findings() {
+    let sample = Sample::new();
+    for command in ["fsck", "fsck --no-key", "fsck --repair", "verify", "verify --threads 1"] {
+        let given = sample.run(command);
+        assert_eq!((given.code, given.out.as_str()), (0, ""), "{command}: {}", given.err);
+    }
+    assert!(!sample.vault().join("lost+found.hush").exists());
+}
+
+#[test]
+fn leftovers_and_strangers_are_set_aside() {
+    let sample = Sample::new();
+    let vault = sample.vault();
+    let header = sample.header("dir/inner");
+    fs::copy(&header, vault.join(header.file_name().unwrap())).unwrap();
+    for name in [
+        format!("{}.long.hush", "A".repeat(44)),
+        format!("{}.link.hush", "B".repeat(21) + "A"),
+        "x.tmp.hush".to_owned(),
+        "notes.txt".to_owned(),
+        ".stfolder".to_owned(),
+    ] {
+        fs::write(vault.join(name), "someone's").unwrap();
+    }
+    fs::create_dir_all(sample.disk("dir").join("photos.d/more")).unwrap();
+    let expected = pairs(&[
+        ("orphaned-header", "note"),
+        ("orphaned-long-name", "note"),
+        ("orphaned-link-file", "note"),
+        ("temporary", "note"),
+        ("stranger", "warning"),
+        ("stranger", "warning"),
+        ("sync-tool", "note"),
+    ]);
+    assert_eq!(found(&sample, ""), expected);
+    assert_eq!(sample.run("verify").code, 4, "a stranger is named");
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 1, "{}", told.out);
+    let line = "corrected: ? (notes.txt): not made by hushfs; set aside, kept in lost+found.hush/1/notes.txt";
+    assert!(told.out.lines().any(|told| told == line), "{}", told.out);
+    assert_eq!(found(&sample, ""), pairs(&[("sync-tool", "note")]));
+    assert_eq!(fs::read(sample.kept("notes.txt")).unwrap(), b"someone's");
+    assert!(sample.kept("photos.d/more").is_dir());
+    assert_eq!(sample.read_all(), sample.plain);
+    // What is set aside stays, and keys can be changed: the damaged among it are in nobody's way.
+    sample.place.run("vault rotate --key-file key vault");
+    assert_eq!(sample.run("rewrap --retire").code, 0);
+    assert!(sample.kept("x.tmp.hush").is_file());
+}
+
+#[test]
+fn a_missing_or_damaged_header_is_made_from_another_of_the_file() {
+    let sample = Sample::new();
+    let header = sample.header("a");
+    let other = sample.disk("dir").join(header.file_name().unwrap());
+    for damage in [(|header| fs::remove_file(header).unwrap()) as fn(&Path), |header| {
+        fs::write(header, "HUSHHEAD").unwrap()
+    }] {
+        fs::copy(&header, &other).unwrap();
+        damage(&header);
+        assert_eq!(sample.run("fsck").code, 4);
+        let told = sample.repair_all(&[]);
+        let repair = told.iter().find(|told| told["path"] == "a").unwrap();
+        assert!(
+            repair["repair"]
+                .as_str()
+                .unwrap()
+                .starts_with("its header was made from "),
+            "{repair}"
+        );
+    }
+}
+
+#[test]
+fn a_file_without_a_header_anywhere_is_left_and_named() {
+    let sample = Sample::new();
+    fs::remove_file(sample.header("a")).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4);
+    assert!(told.out.starts_with("damage: a ("), "{}", told.out);
+    assert!(
+        told.out
+            .ends_with("left: nothing in the vault to mend it with: take it from a backup\n")
+    );
+    assert!(!sample.vault().join("lost+found.hush").exists());
+}
+
+#[test]
+fn a_header_that_was_set_aside_comes_back_with_its_file() {
+    let sample = Sample::new();
+    let (data, away) = (sample.disk("a"), sample.place.path("away"));
+    fs::rename(&data, &away).unwrap();
+    assert_eq!(sample.run("fsck --repair").code, 1);
+    fs::rename(&away, &data).unwrap();
+    assert_eq!(found(&sample, ""), pairs(&[("header-missing", "damage")]));
+    sample.repair_all(&[]);
+}
+
+#[test]
+fn a_file_that_someone_moved_does_not_get_a_header_for_where_it_is() {
+    let sample = Sample::new();
+    // Under a name that is one of the directory, but not the file's.
+    let (header, to) = (sample.header("a"), sample.disk("dir/inner"));
+    fs::copy(sample.disk("a"), &to).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code & 4, 4, "{}", told.out);
+    assert!(told.out.contains("damage: dir/inner"), "{}", told.out);
+    assert!(!to.with_file_name(header.file_name().unwrap()).exists());
+    assert_eq!(sample.place.run("cat --key-file key vault dir/inner").code, 9);
+}
+
+#[test]
+fn a_directory_header_is_made_again_from_the_headers_in_it() {
+    let sample = Sample::new();
+    let header = sample.disk("renamed").join("dir.hush");
+    let other = sample.disk("also-renamed").join("dir.hush");
+    for (code, damage) in [
+        (
+            "directory-header-missing",
+            Box::new(|| fs::remove_file(&header).unwrap()) as Box<dyn Fn()>,
+        ),
+        ("directory-header", Box::new(|| fs::write(&header, "short").unwrap())),
+        (
+            "directory-misplaced",
+            Box::new(|| assert!(fs::copy(&other, &header).is_ok())),
+        ),
+    ] {
+        damage();
+        assert_eq!(found(&sample, ""), pairs(&[(code, "damage")]));
+        assert_eq!(sample.run("verify").code, 4, "{code}");
+        sample.repair_all(&[]);
+    }
+    // A directory that never had one gets none.
+    let header = sample.disk("dir").join("dir.hush");
+    fs::copy(&other, &header).unwrap();
+    sample.repair_all(&[]);
+    assert!(!header.exists());
+}
+
+#[test]
+fn directories_that_someone_exchanged_are_left_and_both_named() {
+    let sample = Sample::new();
+    let (one, other) = (sample.disk("dir"), sample.disk("renamed"));
+    fs::rename(&one, sample.vault().join("between")).unwrap();
+    fs::rename(&other, &one).unwrap();
+    fs::rename(sample.vault().join("between"), &other).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let lines: Vec<_> = told
+        .out
+        .lines()
+        .filter(|line| line.contains("more than one answer"))
+        .collect();
+    assert_eq!(lines.len(), 2, "{}", told.out);
+    for line in lines {
+        assert!(line.contains(&name(&one)) && line.contains(&name(&other)), "{line}");
+    }
+}
+
+#[test]
+fn an_entry_in_the_wrong_directory_goes_back() {
+    let sample = Sample::new();
+    let (data, header) = (sample.disk("dir/inner"), sample.header("dir/inner"));
+    for file in [&data, &header] {
+        fs::rename(file, sample.vault().join(file.file_name().unwrap())).unwrap();
+    }
+    assert_eq!(sample.run("fsck").code, 4);
+    sample.repair_all(&[]);
+    // A copy of it has two answers.
+    fs::copy(&data, sample.vault().join(data.file_name().unwrap())).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4);
+    assert!(told.out.contains("left: more than one answer"), "{}", told.out);
+}
+
+#[test]
+fn what_was_put_behind_a_sealed_file_is_taken_away() {
+    let sample = Sample::new();
+    for tail in [7, 5000] {
+        let mut file = fs::OpenOptions::new().append(true).open(sample.disk("blocks")).unwrap();
+        file.write_all(&vec![b'x'; tail]).unwrap();
+        assert_eq!(found(&sample, ""), pairs(&[("size", "damage")]));
+        assert_eq!(found(&sample, " --no-key"), pairs(&[("size", "damage")]));
+        sample.repair_all(&[]);
+        let kept = sample.kept(&format!(
+            "{}.tail",
+            sample.disk("blocks").file_name().unwrap().to_str().unwrap()
+        ));
+        assert!(fs::read(&kept).unwrap().iter().all(|byte| *byte == b'x'));
+        fs::remove_dir_all(sample.vault().join("lost+found.hush")).unwrap();
+    }
+    // What is missing cannot be made up.
+    let file = fs::OpenOptions::new().write(true).open(sample.disk("blocks")).unwrap();
+    file.set_len((PREAMBLE + STRIDE) as u64).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4);
+    assert!(told.out.contains("take it from a backup"), "{}", told.out);
+}
+
+/// Writes a file as one does that is killed before it is sealed.
+fn leave_open(sample: &Sample, name: &str, bytes: &[u8]) {
+    let (fs, _home, caller) = unmounted::fs_of(open(&sample.vault()), false);
+    let name = name.as_bytes();
+    write(&fs, NameIn { parent: ROOT, name }, bytes, caller);
+}
+
+#[test]
+fn a_file_left_open_is_named_and_sealed() {
+    let mut sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; 2 * BLOCK]);
+    sample.plain.insert("open".to_owned(), vec![b'o'; 2 * BLOCK]);
+    let fsck = sample.run("fsck");
+    assert_eq!(fsck.code, 0, "it can be read");
+    assert!(
+        fsck.out.starts_with("note: open (") && fsck.out.ends_with(": open since an unclean end\n"),
+        "{}",
+        fsck.out
+    );
+    assert_eq!(found(&sample, " --no-key"), pairs(&[("left-open", "note")]));
+    let disk = sample.disk("open");
+    let mut file = fs::OpenOptions::new().append(true).open(&disk).unwrap();
+    file.write_all(&[1; 10]).unwrap();
+    let modified = fs::metadata(&disk).unwrap().modified().unwrap();
+    assert!(sample.run("fsck").out.contains("with a torn tail of 10 bytes"));
+    sample.repair_all(&[]);
+    let name = disk.file_name().unwrap().to_str().unwrap();
+    assert_eq!(fs::read(sample.kept(&format!("{name}.tail"))).unwrap(), [1; 10]);
+    assert_eq!(
+        fs::read(sample.kept(&format!("{name}.preamble"))).unwrap().len(),
+        PREAMBLE
+    );
+    assert_eq!(fs::read(&disk).unwrap()[10], 2, "sealed");
+    assert_eq!(fs::metadata(&disk).unwrap().modified().unwrap(), modified);
+}
+
+#[test]
+fn a_file_left_open_with_a_damaged_block_is_left() {
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; 3 * BLOCK]);
+    let disk = sample.disk("open");
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&[9], (PREAMBLE + STRIDE + 100) as u64).unwrap();
+    let before = fs::read(&disk).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    assert!(
+        told.out.contains("block 1 is damaged or tampered with; left: "),
+        "{}",
+        told.out
+    );
+    assert!(fs::read(&disk).unwrap() == before);
+}
+
+#[test]
+fn every_damaged_block_is_named() {
+    let sample = Sample::new();
+    let disk = sample.disk("blocks");
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(&disk).unwrap();
+    for block in [0, 1, 3] {
+        file.seek(SeekFrom::Start((PREAMBLE + block * STRIDE + 50) as u64))
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact(&mut byte).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], (PREAMBLE + block * STRIDE + 50) as u64)
+            .unwrap();
+    }
+    let verify = sample.run("verify");
+    assert_eq!(verify.code, 4);
+    let name = disk.file_name().unwrap().to_str().unwrap();
+    assert_eq!(
+        verify.out,
+        format!("damage: blocks ({name}): blocks 0-1, 3 are damaged or tampered with\n")
+    );
+}
+
+#[test]
+fn an_older_block_in_a_newer_file_is_named() {
+    let sample = Sample::new();
+    let disk = sample.disk("blocks");
+    let before = fs::read(&disk).unwrap();
+    sample.place.with_fs(None, |fs, _| {
+        let found = fs.look_up(ROOT, b"blocks").unwrap();
+        fs.open(found.node.id, true).unwrap();
+        fs.write(found.node.id, 0, &[7; 2 * BLOCK]).unwrap();
+        fs.release(found.node.id);
+    });
+    let mut mixed = fs::read(&disk).unwrap();
+    mixed[PREAMBLE..PREAMBLE + STRIDE].copy_from_slice(&before[PREAMBLE..PREAMBLE + STRIDE]);
+    fs::write(&disk, mixed).unwrap();
+    assert!(sample.run("verify").out.contains("some blocks are of an older version"));
+    assert_eq!(sample.run("fsck").code, 0, "fsck reads no contents");
+}
+
+#[test]
+fn a_damaged_attribute_is_taken_away_and_kept() {
+    let sample = Sample::new();
+    let mut is_possible = true;
+    sample.place.with_fs(None, |fs, caller| {
+        let id = fs.look_up(ROOT, b"a").unwrap().node.id;
+        is_possible = fs.set_xattr(id, b"user.colour", b"red", 0, caller).is_ok();
+    });
+    if !is_possible {
+        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
+        eprintln!("SKIPPED: the backing filesystem has no attributes");
+        return;
+    }
+    let disk = sample.disk("a");
+    let mut names = vec![0; 4096];
+    let len = rustix::fs::listxattr(&disk, &mut names[..]).unwrap();
+    let name = names[..len]
+        .split(|byte| *byte == 0)
+        .find(|name| name.starts_with(b"user.hush."));
+    let name = std::str::from_utf8(name.unwrap()).unwrap();
+    rustix::fs::setxattr(&disk, name, b"nonsense", rustix::fs::XattrFlags::empty()).unwrap();
+    assert_eq!(found(&sample, ""), pairs(&[("attribute", "damage")]));
+    sample.repair_all(&[]);
+    let mut value = [0; 100];
+    let len = rustix::fs::getxattr(sample.kept(".xattr"), name, &mut value[..]).unwrap();
+    assert_eq!(&value[..len], b"nonsense");
+}
+
+#[test]
+fn long_names_and_long_links_get_their_files_from_elsewhere() {
+    let sample = Sample::new();
+    let (vault, dir) = (sample.vault(), sample.disk("dir"));
+    for (suffix, code) in [(".long.hush", "name"), (".link.hush", "link")] {
+        let file = sample.beside(&vault, suffix);
+        let away = dir.join(file.file_name().unwrap());
+        fs::rename(&file, &away).unwrap();
+        let names: Vec<_> = found(&sample, "").into_iter().map(|(code, _)| code).collect();
+        assert!(names.iter().any(|name| name == code), "{names:?}");
+        assert!(found(&sample, " --no-key").iter().any(|(name, _)| name == code));
+        sample.repair_all(&[]);
+        // With nothing to take it from.
+        let bytes = fs::read(&file).unwrap();
+        fs::remove_dir_all(vault.join("lost+found.hush")).unwrap();
+        fs::write(&file, "nothing").unwrap();
+        let told = sample.run("fsck --repair");
+        assert_eq!(told.code, 4, "{suffix}: {}", told.out);
+        fs::write(&file, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_conflict_copy_is_a_note_and_stays() {
+    let sample = Sample::new();
+    let disk = sample.disk("a");
+    let copy = format!("{} (Ann's conflicted copy)", disk.to_str().unwrap());
+    fs::copy(&disk, &copy).unwrap();
+    for command in ["fsck", "fsck --repair", "verify", "fsck --no-key"] {
+        let given = sample.run(command);
+        assert_eq!(given.code, 0, "{command}: {}", given.out);
+        assert!(given.out.contains("conflict copy of a sync tool"), "{command}");
+    }
+    assert!(Path::new(&copy).exists());
+}
+
+#[test]
+fn without_a_key_the_form_is_checked() {
+    let sample = Sample::new();
+    fs::remove_file(sample.header("a")).unwrap();
+    fs::write(sample.header("dir/inner"), "HUSHHEAD").unwrap();
+    fs::write(sample.disk("renamed").join("dir.hush"), "short").unwrap();
+    fs::write(sample.disk("dir/too"), "no preamble").unwrap();
+    let link = sample.disk("link");
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+    let stray = sample.header("blocks");
+    fs::copy(&stray, sample.disk("also-renamed").join(stray.file_name().unwrap())).unwrap();
+    let expected = pairs(&[
+        ("header-missing", "damage"),
+        ("malformed", "damage"),
+        ("malformed", "damage"),
+        ("preamble", "damage"),
+        ("link", "damage"),
+        ("orphaned-header", "note"),
+    ]);
+    assert_eq!(found(&sample, " --no-key"), expected);
+    let given = sample.place.run("fsck --no-key vault");
+    assert_eq!(given.code, 4, "{}", given.err);
+}
+
+#[test]
+fn exit_codes_are_those_of_fsck() {
+    let sample = Sample::new();
+    for (words, code) in [
+        ("fsck --quickly vault", 16),
+        ("verify --sample 120% --key-file key vault", 16),
+        ("verify --sample 5% --resume x --key-file key vault", 16),
+        ("verify --resume vault/state --key-file key vault", 16),
+        ("verify --resume pass --key-file key vault", 16),
+        ("fsck --key-file other vault", 8),
+        ("fsck --key-file key none", 8),
+        ("verify --key-file key vault none", 8),
+        ("fsck --help", 0),
+    ] {
+        let given = sample.place.run(words);
+        assert_eq!(given.code, code, "{words}: {}", given.err);
+    }
+    // Something mended and something left.
+    fs::write(sample.vault().join("notes.txt"), "").unwrap();
+    fs::remove_file(sample.header("a")).unwrap();
+    let told = sample.run("fsck --repair --json");
+    assert_eq!(told.code, 5);
+    let told = json_lines(&told.out);
+    let summary = told.last().unwrap();
+    let field = |name: &str| summary[name].as_u64().unwrap();
+    assert_eq!((field("corrected"), field("damage"), field("exit_code")), (1, 1, 5));
+    assert_eq!(summary["interrupted"], false);
+    for finding in &told[..2] {
+        for field in ["severity", "code", "disk_path", "problem", "repair"] {
+            assert!(finding[field].is_string(), "{field}: {finding}");
+        }
+    }
+}
+
+#[test]
+fn a_sample_says_what_it_has_read() {
+    let sample = Sample::new();
+    let given = sample.run("verify --sample 100% --json");
+    let summary = json_lines(&given.out).pop().unwrap();
+    assert_eq!(summary["bytes"], summary["bytes_read"]);
+    let mut read = Vec::new();
+    for _ in 0..8 {
+        let given = sample.run("verify --sample 50%");
+        assert_eq!((given.code, given.out.as_str()), (0, ""));
+        assert!(
+            given.err.contains(" of 7 files with ") && given.err.contains(" of 2"),
+            "{}",
+            given.err
+        );
+        read.push(given.err);
+    }
+    read.dedup();
+    assert!(read.len() > 1, "another part each time: {read:?}");
+}
+
+/// Starts a command whose output nobody reads, so that it waits in the middle.
+fn stopped(sample: &Sample, words: &str) -> std::process::Child {
+    for i in 0..3000 {
+        fs::write(sample.vault().join(format!("stranger-{i}-{}.txt", "x".repeat(150))), "").unwrap();
+    }
+    let words = format!("{words} --key-file key vault");
+    let mut command = sample.place.command(&words.split(' ').collect::<Vec<_>>());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (out, err) = (child.stdout.as_ref().unwrap(), child.stderr.as_ref().unwrap());
+    // Pipes take 64 KiB (pipe(7)).
+    while ioctl_fionread(out).unwrap().max(ioctl_fionread(err).unwrap()) < 60_000 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+#[test]
+fn an_interrupted_run_says_so_and_what_it_found() {
+    let sample = Sample::new();
+    let child = stopped(&sample, "fsck --json");
+    kill_process(rustix::process::Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(32 | 4));
+    let told = json_lines(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!(told.last().unwrap()["interrupted"], true);
+    assert!(told.len() > 2 && told.len() < 3001, "{} lines", told.len());
+}
+
+#[test]
+fn a_stopped_verify_goes_on_where_it_was() {
+    let sample = Sample::new();
+    for kill in [Signal::INT, Signal::KILL] {
+        let child = stopped(&sample, "verify --resume state");
+        kill_process(rustix::process::Pid::from_child(&child), kill).unwrap();
+        child.wait_with_output().unwrap();
+        let state = fs::read_to_string(sample.place.path("state")).unwrap();
+        let done = state
+            .lines()
+            .filter(|line| line.split(' ').count() == 4 && !line.starts_with('h'))
+            .count();
+        // A line that a kill cut short is nobody's.
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(sample.place.path("state"))
+            .unwrap();
+        file.write_all(b"12 34").unwrap();
+        let again = sample.run("verify --resume state --json");
+        let summary = json_lines(&again.out).pop().unwrap();
+        assert_eq!(summary["files_known"], done as u64, "{state}");
+        assert_eq!(summary["warnings"], 3000);
+        assert!(!sample.place.path("state").exists(), "what is finished starts anew");
+    }
+    // What changed since is read again.
+    let disk = sample.disk("blocks");
+    let state = |disk: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        let meta = fs::metadata(disk).unwrap();
+        format!(
+            "{} {} {} {}\n",
+            meta.ino(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+            meta.size()
+        )
+    };
+    let (vault, _home) = open(&sample.vault()).into_vault();
+    let first = format!("hushfs verify 1 {}\n", vault.id());
+    sample
+        .place
+        .write("state", format!("{first}{}", state(&disk)).as_bytes());
+    let known = json_lines(&sample.run("verify --resume state --json").out)
+        .pop()
+        .unwrap();
+    assert_eq!(known["files_known"], 1);
+    sample
+        .place
+        .write("state", format!("{first}{}", state(&disk)).as_bytes());
+    let mut bytes = fs::read(&disk).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&disk, bytes).unwrap();
+    assert!(sample.run("verify --resume state").out.contains("damage: blocks ("));
+}
+
+#[test]
+fn a_repair_that_is_killed_again_and_again_loses_nothing() {
+    let kills = std::env::var("HUSHFS_TESTS_KILLS").map_or(12, |text| text.parse().unwrap());
+    let mut sample = Sample::new();
+    for i in 0..20 {
+        let name = format!("open-{i}");
+        leave_open(&sample, &name, &vec![i; 2 * BLOCK]);
+        sample.plain.insert(name.clone(), vec![i; 2 * BLOCK]);
+        let mut file = fs::OpenOptions::new().append(true).open(sample.disk(&name)).unwrap();
+        file.write_all(&[1; 5]).unwrap();
+    }
+    let header = sample.header("a");
+    fs::rename(&header, sample.disk("dir").join(header.file_name().unwrap())).unwrap();
+    let (data, header) = (sample.disk("dir/too"), sample.header("dir/too"));
+    for file in [&data, &header] {
+        fs::rename(file, sample.vault().join(file.file_name().unwrap())).unwrap();
+    }
+    fs::write(sample.disk("renamed").join("dir.hush"), "short").unwrap();
+    fs::remove_file(sample.disk("also-renamed").join("dir.hush")).unwrap();
+    let mut file = fs::OpenOptions::new().append(true).open(sample.disk("blocks")).unwrap();
+    file.write_all(&[1; 5000]).unwrap();
+    for i in 0..20 {
+        fs::write(sample.vault().join(format!("stranger-{i}.txt")), "someone's").unwrap();
+    }
+    let broken = sample.place.path("broken");
+    let copy = |from: &Path, to: &Path| {
+        let _ = fs::remove_dir_all(to);
+        assert!(
+            std::process::Command::new("cp")
+                .arg("-a")
+                .arg(from)
+                .arg(to)
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    copy(&sample.vault(), &broken);
+    let mut rng = 12345_u64;
+    for kill in 0..kills {
+        copy(&broken, &sample.vault());
+        // Killed until it gets through.
+        for attempt in 0.. {
+            let mut command = sample
+                .place
+                .command(&["fsck", "--repair", "--key-file", "key", "vault"]);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            if attempt < 20 {
+                thread::sleep(Duration::from_millis(5 + (rng >> 33) % 150));
+                child.kill().unwrap();
+            }
+            if child.wait().unwrap().code().is_some() {
+                break;
+            }
+        }
+        let told = sample.run("fsck --repair");
+        assert!(matches!(told.code, 0 | 1), "kill {kill}: {}", told.out);
+        for check in ["fsck", "verify"] {
+            let clean = sample.run(check);
+            assert_eq!((clean.code, clean.out.as_str()), (0, ""), "kill {kill}: {check}");
+        }
+        assert_eq!(sample.read_all(), sample.plain, "kill {kill}");
+        for i in 0..20 {
+            assert_eq!(
+                fs::read(sample.kept(&format!("stranger-{i}.txt"))).unwrap(),
+                b"someone's"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_units_are_ones_that_systemd_takes() {
+    let is_there = std::process::Command::new("systemd-analyze")
+        .arg("--version")
+        .output()
+        .is_ok();
+    if !is_there {
+        assert!(
+            std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none(),
+            "this test must run here, but: no systemd-analyze"
+        );
+        return eprintln!("SKIPPED: no systemd-analyze");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd");
+    let units = ["hushfs-verify@.service", "hushfs-verify@.timer"];
+    let instances = units.map(|unit| unit.replace('@', "@srv-vault"));
+    for (unit, instance) in units.iter().zip(&instances) {
+        let text = fs::read_to_string(source.join(unit)).unwrap();
+        let text = text.replace("/usr/bin/hushfs", env!("CARGO_BIN_EXE_hushfs"));
+        // The manual pages are not installed here.
+        let text: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with("Documentation="))
+            .collect();
+        fs::write(temp.path().join(instance), text.join("\n")).unwrap();
+    }
+    let analyze = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("systemd-analyze");
+        command
+            .args(arguments)
+            .current_dir(temp.path())
+            .env("SYSTEMD_UNIT_PATH", format!("{}:", temp.path().display()));
+        let output = command.output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {err}");
+        err
+    };
+    assert_eq!(analyze(&["verify", &instances[0], &instances[1]]), "");
+    analyze(&[
+        "security",
+        "--offline=true",
+        "--threshold=15",
+        &format!("./{}", instances[0]),
+    ]);
+}

@@ -1,0 +1,324 @@
+//! `seal`, `open`, `reseal`: single files by the command line.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::Write,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
+    process::Stdio,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Given, Place, given, normal};
+
+const WAYS: &str = "`hushfs info report.hush` lists the ways in";
+
+fn done() -> Given {
+    given(0, "", "")
+}
+
+impl Place {
+    /// A place with a file of some blocks, and the same one sealed for `key`.
+    fn with_sealed() -> Self {
+        let place = Place::new();
+        place.write("report", &content());
+        assert_eq!(place.run("seal --key-file key report"), done());
+        place
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Makes an identity; what others are to seal for is in a file of the same name with `.pub`.
+    fn identity(&self, name: &str) {
+        let made = self.run(&format!("recipient generate {name}"));
+        assert_eq!(made.code, 0);
+        self.write(&format!("{name}.pub"), made.out.as_bytes());
+    }
+
+    fn opens(&self, with: &str) {
+        assert_eq!(self.run(&format!("open --force -o again {with} report.hush")), done());
+        assert!(fs::read(self.path("again")).unwrap() == content());
+    }
+}
+
+fn content() -> Vec<u8> {
+    (0..150_000u32).map(|i| (i / 5) as u8).collect()
+}
+
+#[test]
+fn a_file_is_sealed_opened_and_removed_with_its_mode_and_time() {
+    let place = Place::new();
+    place.write("report", &content());
+    fs::set_permissions(place.path("report"), Permissions::from_mode(0o640)).unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_500_000_000);
+    let file = OpenOptions::new().write(true).open(place.path("report")).unwrap();
+    file.set_modified(time).unwrap();
+    assert_eq!(place.run("seal --remove --key-file key report"), done());
+    assert_eq!(place.names(), ["key", "other", "pass", "report.hush"]);
+    let sealed = fs::read(place.path("report.hush")).unwrap();
+    assert_eq!(sealed.len(), 234 + 3 * 28 + content().len() + 32);
+    assert_eq!(place.run("open --remove --customer-key key report.hush"), done());
+    assert_eq!(place.names(), ["key", "other", "pass", "report"]);
+    assert!(fs::read(place.path("report")).unwrap() == content());
+    let metadata = fs::metadata(place.path("report")).unwrap();
+    assert_eq!((metadata.mode() & 0o7777, metadata.modified().unwrap()), (0o640, time));
+}
+
+#[test]
+fn nothing_is_overwritten_unless_that_is_asked_for() {
+    let place = Place::with_sealed();
+    let exists = |name: &str| {
+        let message = format!("hushfs: {name}: exists already: name another with -o, or replace it with --force\n");
+        given(1, "", &message)
+    };
+    let before = fs::read(place.path("report.hush")).unwrap();
+    assert_eq!(place.run("seal --key-file key report"), exists("report.hush"));
+    assert_eq!(place.run("open --key-file key report.hush"), exists("report"));
+    assert!(fs::read(place.path("report.hush")).unwrap() == before);
+    assert_eq!(place.run("seal --force --key-file key report"), done());
+    assert!(fs::read(place.path("report.hush")).unwrap() != before);
+    assert_eq!(place.run("open --force --key-file key report.hush"), done());
+}
+
+#[test]
+fn pipes_pass_through_and_no_terminal_gets_what_is_sealed() {
+    let place = Place::new();
+    let plain = content().repeat(40);
+    let through = |arguments: &[&str], input: &[u8]| {
+        let mut child = place
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        let writer = std::thread::spawn(move || stdin.write_all(&input).unwrap());
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    };
+    let sealed = through(&["seal", "--key-file", "key"], &plain);
+    assert!(sealed.len() > plain.len());
+    assert!(through(&["open", "--key-file", "key", "-o", "-", "-"], &sealed) == plain);
+    let terminal = OpenOptions::new().read(true).write(true).open("/dev/ptmx").unwrap();
+    let mut seal = place.command(&["seal", "--key-file", "key", "-"]);
+    assert_eq!(
+        place.run_with(seal.stdout(terminal)),
+        given(
+            2,
+            "",
+            "hushfs: standard output is a terminal: redirect it, or name a file with -o\n"
+        )
+    );
+    // A device is written to, and stays what it is.
+    place.write("report", b"x");
+    assert_eq!(place.run("seal --force --key-file key -o /dev/null report"), done());
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+}
+
+#[test]
+fn what_is_cut_or_changed_gives_no_file() {
+    let place = Place::with_sealed();
+    let good = fs::read(place.path("report.hush")).unwrap();
+    let refused = |bytes: &[u8], code: i32, message: &str| {
+        place.write("report.hush", bytes);
+        let expected = given(code, "", &format!("hushfs: report.hush: {message}\n"));
+        assert_eq!(place.run("open --force --key-file key report.hush"), expected);
+        // The one that was there stays, and nothing half lies beside it.
+        assert!(fs::read(place.path("report")).unwrap() == content());
+        assert_eq!(place.names(), ["key", "other", "pass", "report", "report.hush"]);
+    };
+    let cut = "cut short, or something was put behind its end";
+    let stride = 65536 + 28;
+    refused(&good[..good.len() - 1], 9, cut);
+    refused(&good[..good.len() - 32], 9, cut);
+    refused(&good[..234 + stride + 32], 9, cut);
+    refused(&[good.as_slice(), b"x"].concat(), 9, cut);
+    let mut changed = good.clone();
+    changed[234 + stride + 100] ^= 1;
+    refused(&changed, 9, "damaged or tampered with at byte 65536 of its content");
+    let mut changed = good.clone();
+    changed[50] ^= 1;
+    refused(&changed, 9, "damaged or tampered with (authentication failed)");
+    refused(b"%PDF-1.7 and so on", 4, "not a sealed file");
+    refused(
+        b"HUSHSEAL\x02\0\x01\0\0\0\0\0",
+        5,
+        "made by a newer hushfs (format version 2)",
+    );
+}
+
+#[test]
+fn nothing_half_is_left_when_it_is_stopped() {
+    let place = Place::new();
+    let mut child = place
+        .command(&["seal", "--key-file", "key", "-o", "out"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&content().repeat(10)).unwrap();
+    let names = ["key", "other", "pass"];
+    let started = Instant::now();
+    while place.names() == names {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+    assert_eq!(place.names(), names);
+}
+
+#[test]
+fn a_partner_opens_what_was_sealed_for_them_until_they_are_dropped() {
+    let place = Place::new();
+    place.identity("ann");
+    place.identity("bob");
+    place.write("report", &content());
+    assert_eq!(
+        place.run("seal --recipient ann.pub --passfile pass --kdf-memory 64M --kdf-time 1ms report"),
+        done()
+    );
+    place.opens("--identity ann");
+    place.opens("--passfile pass");
+    let wrong = |message: &str| given(3, "", &format!("hushfs: report.hush: {message}: {WAYS}\n"));
+    let open = |with: &str| place.run(&format!("open -o out {with} report.hush"));
+    assert_eq!(open("--identity bob"), wrong("does not open with an identity"));
+    assert_eq!(open("--passfile other"), wrong("wrong passphrase"));
+    assert_eq!(open("--key-file key"), wrong("does not open with a key file"));
+    let info = place.run("info report.hush");
+    let recipient = fs::read_to_string(place.path("ann.pub")).unwrap();
+    let expected = format!(
+        "\
+sealed file ID
+suite       aes-256-gcm-siv
+block size  65536
+way 1       passphrase (Argon2id, 64 MiB, 3 passes)
+way 2       recipient {}...
+nothing of this is authenticated: whoever can write to the file can make it say anything
+",
+        &recipient[.."hush-recipient-1-".len() + 12]
+    );
+    assert_eq!((info.code, normal(&info.out)), (0, expected));
+    // Bob for Ann, by who has the passphrase; the content is not touched.
+    let before = fs::read(place.path("report.hush")).unwrap();
+    let reseal = |rest: &str| place.run(&format!("reseal --passfile pass {rest} report.hush"));
+    assert_eq!(reseal("--add-recipient bob.pub --drop ann.pub"), done());
+    assert!(
+        fs::read(place.path("report.hush"))
+            .unwrap()
+            .ends_with(&before[before.len() - 150_000..])
+    );
+    place.opens("--identity bob");
+    assert_eq!(open("--identity ann"), wrong("does not open with an identity"));
+    assert_eq!(
+        reseal("--drop 9"),
+        given(1, "", "hushfs: no way \"9\": `hushfs info` lists them\n")
+    );
+    assert_eq!(
+        reseal("--drop 1 --drop bob.pub"),
+        given(1, "", "hushfs: report.hush: nothing would open it any more\n")
+    );
+    let json: serde_json::Value = serde_json::from_str(&place.run("info --json report.hush").out).unwrap();
+    assert_eq!(
+        (&json["ways"][0]["kind"], &json["ways"][1]["number"]),
+        (&"passphrase".into(), &3.into())
+    );
+}
+
+#[test]
+fn a_key_of_a_keystore_opens_while_it_is_enabled() {
+    let place = Place::new();
+    let keystore = "--key-file key --keystore keys";
+    assert_eq!(place.run("keystore init --key-file key keys").code, 0);
+    let made = place.run(&format!("key create {keystore} --alias alias/reports"));
+    let id = made.out.trim();
+    place.write("report", &content());
+    assert_eq!(
+        place.run(&format!(
+            "seal {keystore} --key alias/reports --context team=blue report"
+        )),
+        done()
+    );
+    place.opens(keystore);
+    place.opens(&format!("{keystore} --context team=blue"));
+    assert_eq!(
+        place.run(&format!("open {keystore} --context team=red -o out report.hush")),
+        given(
+            9,
+            "",
+            "hushfs: report.hush: its encryption context has not that value for \"team\"\n"
+        )
+    );
+    assert_eq!(place.run(&format!("key rotate {keystore} alias/reports")).code, 0);
+    place.opens(keystore);
+    assert_eq!(place.run(&format!("key disable {keystore} alias/reports")), done());
+    let refused = place.run(&format!("open {keystore} -o out report.hush"));
+    assert_eq!(
+        (refused.code, refused.err.as_str()),
+        (
+            10,
+            format!(
+                "hushfs: DisabledException: report.hush: key {id} is disabled: enable it with `hushfs key enable`\n"
+            )
+            .as_str()
+        )
+    );
+    assert!(!place.path("out").exists());
+    let info = place.run("info report.hush");
+    assert!(info.out.contains("context     team=blue\n"), "{}", info.out);
+    assert!(
+        info.out.contains(&format!("way 1       key {id} of keystore ")),
+        "{}",
+        info.out
+    );
+}
+
+#[test]
+fn options_of_no_use_are_refused() {
+    let place = Place::with_sealed();
+    File::create(place.path("plain")).unwrap();
+    let refused = |arguments: &str, message: &str| {
+        assert_eq!(
+            place.run(arguments),
+            given(2, "", &format!("hushfs: {message}\n")),
+            "{arguments}"
+        );
+    };
+    let only = "is for opening a keystore: name one with --keystore or, to seal, a key with --key";
+    refused("seal --recovery -o out report", &format!("--recovery {only}"));
+    refused("seal --keystore keys -o out report", &format!("--keystore {only}"));
+    refused(
+        "open --slot 1 --key-file key -o out report.hush",
+        &format!("--slot {only}"),
+    );
+    refused(
+        "open --key-file key plain",
+        "plain: does not end in .hush: name the file to make with -o",
+    );
+    refused(
+        "seal --remove --key-file key -o - report",
+        "--remove removes one file when another was made of it: name both",
+    );
+    refused(
+        "seal --key-file key --context hushfs:file=1 -o out report",
+        "report: names in an encryption context must not start with hushfs:",
+    );
+    assert_eq!(
+        place.names(),
+        ["key", "other", "pass", "plain", "report", "report.hush"]
+    );
+}

@@ -1,0 +1,49 @@
+//! A vault used without a mount.
+
+use std::path::Path;
+
+use hushfs::{
+    fs::{Caller, Fs, FsOptions},
+    keystore::{Passphrase, SlotChoice, Unlock},
+    vault::home::{Lock, OpenVault, VaultHome},
+};
+
+/// Calls `act` with the filesystem of a vault, and seals what it has written.
+#[allow(dead_code, reason = "each test program uses a part of it")]
+pub fn with_fs(open: OpenVault, act: impl FnOnce(&Fs, Caller)) {
+    let (fs, _home, caller) = fs_of(open, true);
+    act(&fs, caller);
+    fs.seal_all();
+}
+
+/// Opens a vault by the passphrase in a file.
+#[allow(dead_code, reason = "each test program uses a part of it")]
+pub fn open(vault: &Path, passfile: &Path) -> OpenVault {
+    let passphrase = std::fs::read(passfile).unwrap().trim_ascii_end().to_vec();
+    let passphrase = Passphrase::new(passphrase.into()).unwrap();
+    let home = VaultHome::enter(vault, Lock::Exclusive).unwrap();
+    home.open(&Unlock::Passphrase(passphrase), &SlotChoice::Any).unwrap()
+}
+
+/// Returns the filesystem of a vault, what holds its lock, and who uses it here.
+pub fn fs_of(open: OpenVault, journal: bool) -> (Fs, VaultHome, Caller) {
+    let (vault, home) = open.into_vault();
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let options = FsOptions {
+        read_only: false,
+        shared: false,
+        acl: false,
+        own_uid: uid,
+        own_gid: gid,
+        cached_descriptors: 64,
+        journal,
+    };
+    let fs = Fs::new(vault, home.open_dir().unwrap(), options).unwrap();
+    let caller = Caller {
+        uid,
+        gid,
+        pid: 0,
+        umask: 0,
+    };
+    (fs, home, caller)
+}
