@@ -300,7 +300,7 @@ impl Fs {
             if let Some(dir) = self.dirs.lock().get(&at.id) {
                 break dir.clone();
             }
-            if let Some(Remains::Dir(dir)) = &*at.remains.lock() {
+            if let Some(Remains::Dir(dir)) = at.remains.lock().as_deref() {
                 break dir.clone();
             }
             let link = at.link.lock().clone().ok_or(FsError::Stale)?;
@@ -451,7 +451,7 @@ impl Fs {
             let stat = file.stat()?;
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
         }
-        if let Some(Remains::Stat(stat)) = &*node.remains.lock() {
+        if let Some(Remains::Stat(stat)) = node.remains.lock().as_deref() {
             return Ok(with_id(Attr::new(stat, node.id, &self.vault.layout())));
         }
         self.at_entry(node, |dir, disk| self.attr(dir, disk, &dir.stat(disk)?))

@@ -459,7 +459,7 @@ impl Fs {
         let is_known_directory =
             FileType::from_raw_mode(stat.st_mode) == FileType::Directory && self.nodes.find(id).is_some();
         if !is_known_directory {
-            return Ok(Remains::Stat(Box::new(stat)));
+            return Ok(Remains::Stat(stat));
         }
         let open = self.dirs.lock().peek(&id).cloned();
         Ok(Remains::Dir(match open {
@@ -495,7 +495,7 @@ impl Fs {
         if let Some(file) = &*node.file.lock() {
             file.last_name_is_gone();
         }
-        *node.remains.lock() = going.remains.take();
+        *node.remains.lock() = going.remains.take().map(Box::new);
         *link = None;
         if node.kind == FileType::Directory {
             self.dirs.lock().pop(&node.id);

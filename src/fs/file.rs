@@ -341,7 +341,7 @@ impl Fs {
         let node = self.node(id)?;
         if !node.is_open()
             && changes.size.is_none()
-            && let Some(Remains::Stat(stat)) = &mut *node.remains.lock()
+            && let Some(Remains::Stat(stat)) = node.remains.lock().as_deref_mut()
         {
             // Nobody will ever see it on disk. The kernel sends the times of a file also after its name is gone.
             changes.apply(stat);
@@ -382,7 +382,7 @@ impl Fs {
         }
         let attr = self.node_attr(&node)?;
         if changes.mtime.is_some() {
-            *node.mtime.lock() = Some(attr.mtime);
+            *node.mtime.lock() = attr.mtime;
         }
         Ok(attr)
     }

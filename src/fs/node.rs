@@ -72,7 +72,7 @@ pub enum Remains {
     /// A directory is kept open.
     Dir(Arc<Dir>),
     /// Of everything else, the attributes it had; a regular file that is open has its own.
-    Stat(Box<Stat>),
+    Stat(Stat),
 }
 
 /// An attribute that the kernel asks for often and that few files have.
@@ -97,7 +97,7 @@ pub struct Node {
     /// The number, the same as `st_ino` in the mount.
     pub id: u64,
     /// Tells this node from an earlier one that had the same number.
-    pub generation: u64,
+    pub generation: u32,
     /// The kind of file.
     pub kind: FileType,
     /// A name that someone has linked a file to which is known under another: it can be removed, and not be opened.
@@ -125,13 +125,13 @@ pub struct Node {
     /// two are needed, in the order of their numbers.
     pub link: Mutex<Option<Link>>,
     /// What is left of a file without a name, for those who have it open.
-    pub remains: Mutex<Option<Remains>>,
+    pub remains: Mutex<Option<Box<Remains>>>,
     /// The data file, while it is open or was a short time ago.
     pub file: Mutex<Option<Arc<VaultFile>>>,
-    /// Of a regular file: when the kernel holds that it was last modified, which is what applications saw.
+    /// Of a regular file that was looked up: when the kernel holds that it was last modified, which is what applications saw.
     ///
     /// With its writeback cache the kernel writes later than applications do, and takes no time from here once it knows the file.
-    pub mtime: Mutex<Option<Time>>,
+    pub mtime: Mutex<Time>,
     /// Of a directory; by itself, because of a million nodes most are files.
     pub directory: Option<Box<DirectoryState>>,
 }
@@ -148,7 +148,7 @@ pub struct DirectoryState {
 }
 
 impl Node {
-    fn new(id: u64, generation: u64, kind: FileType, link: Option<Link>) -> Self {
+    fn new(id: u64, generation: u32, kind: FileType, link: Option<Link>) -> Self {
         Node {
             id,
             generation,
@@ -166,7 +166,7 @@ impl Node {
             link: Mutex::new(link),
             remains: Mutex::new(None),
             file: Mutex::new(None),
-            mtime: Mutex::new(None),
+            mtime: Mutex::new(Time::default()),
             directory: (kind == FileType::Directory).then(Box::default),
         }
     }
@@ -337,7 +337,7 @@ impl NodeTable {
                 if known.is_dead() || known.kind != kind {
                     // The number was given to another file before the kernel forgot the one that had it. The kernel's count goes on for both
                     // together, since it names the number only; the generation tells it that they are two.
-                    let node = Node::new(id, known.generation + 1, kind, Some(link()));
+                    let node = Node::new(id, known.generation.wrapping_add(1), kind, Some(link()));
                     node.lookups
                         .store(known.lookups.load(Ordering::Acquire), Ordering::Release);
                     entry.insert(Arc::new(node));
@@ -352,10 +352,10 @@ impl NodeTable {
             }
         };
         if node.lookups.fetch_add(1, Ordering::AcqRel) == 0 && kind == FileType::RegularFile {
-            *node.mtime.lock() = Some(Time {
+            *node.mtime.lock() = Time {
                 seconds: stat.st_mtime,
                 nanos: stat.st_mtime_nsec as u32,
-            });
+            };
         }
         node
     }

@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Timespec};
 
 use super::{
     Fs, FsResult,
+    attr::Time,
     node::{Link, Node},
 };
 use crate::{
@@ -469,10 +470,12 @@ impl Fs {
             let several_names = may_have_several && !self.is_only_name(&node, at, &file)?;
             let at = self.found_at(at)?;
             // Without the writeback cache the backing file's time is right.
-            let mtime = node.mtime.lock().filter(|_| !self.options.shared);
-            let mtime = mtime.map(|time| Timespec {
-                tv_sec: time.seconds,
-                tv_nsec: time.nanos.into(),
+            let mtime = (!self.options.shared).then(|| {
+                let Time { seconds, nanos } = *node.mtime.lock();
+                Timespec {
+                    tv_sec: seconds,
+                    tv_nsec: nanos.into(),
+                }
             });
             content
                 .finish_seal(ticket, mtime, |key| {

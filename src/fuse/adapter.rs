@@ -153,7 +153,7 @@ impl Reply for ToFuser {
         };
         let entry = &listed.entry;
         let (attr, generation) = match &listed.found {
-            Some(found) => (file_attr(&found.attr), found.node.generation),
+            Some(found) => (file_attr(&found.attr), found.node.generation.into()),
             None => {
                 // The kernel takes only the number and kind of the two dots.
                 let dots = FileAttr {
@@ -181,11 +181,11 @@ impl Reply for ToFuser {
         match (self.slot, answer) {
             (slot, Answer::Failed(errno)) => slot.fail(errno),
             (Slot::Entry(reply), Answer::Entry(found)) => {
-                reply.entry(ttl, &file_attr(&found.attr), Generation(found.node.generation));
+                reply.entry(ttl, &file_attr(&found.attr), Generation(found.node.generation.into()));
             }
             (Slot::Entry(reply), Answer::NoEntry) => reply.entry(ttl, &no_entry(), Generation(0)),
             (Slot::Create(reply), Answer::Created(found)) => {
-                let generation = Generation(found.node.generation);
+                let generation = Generation(found.node.generation.into());
                 reply.created(ttl, &file_attr(&found.attr), generation, FileHandle(0), self.opened);
             }
             (Slot::Attr(reply), Answer::Attr(attr)) => reply.attr(ttl, &file_attr(attr)),

@@ -272,7 +272,7 @@ impl<'e> Writer<'e> {
     fn entry(&self, found: &Found) -> EntryOut {
         EntryOut {
             node: found.attr.ino,
-            generation: found.node.generation,
+            generation: found.node.generation.into(),
             ..self.entry_of(attr_fields(&found.attr))
         }
     }
