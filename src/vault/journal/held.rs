@@ -11,7 +11,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
-use rustix::fs::Timespec;
+use rustix::{fs::Timespec, io::Errno};
 
 use super::{Journal, Taken, What};
 use crate::{
@@ -68,6 +68,10 @@ pub(super) struct Held<S> {
     changed_in_place: AtomicBool,
     /// Held while the data file is synced.
     syncing: Mutex<()>,
+    /// A sync of the data file has failed: what was written to it may be lost, although it can be read and the next sync succeeds (fsync(2)).
+    in_doubt: AtomicBool,
+    /// It was a sync for the journal's sake, and nobody was told.
+    error_untold: AtomicBool,
     /// More was written to the data file than `state.durable` says.
     has_grown: AtomicBool,
 }
@@ -235,9 +239,34 @@ impl<S: Storage> Held<S> {
         Ok(())
     }
 
-    /// Makes the data file durable.
+    /// Makes the data file durable, so that the journal may begin anew.
+    ///
+    /// # Errors
+    ///
+    /// What fdatasync(2) gives, now or in an earlier sync: only the next mount writes again what the journal has.
     pub fn sync(&self) -> io::Result<()> {
-        self.storage.sync_data()
+        let _syncing = self.syncing.lock();
+        self.check_trusted()?;
+        self.noted(self.storage.sync_data()).inspect_err(|error| {
+            self.error_untold.store(true, Ordering::Release);
+            log::error!(
+                "file {}: a sync has failed: {error}: the journal keeps what it has until the next mount",
+                self.file
+            );
+        })
+    }
+
+    /// Refuses a file that is not known to have what was written to it.
+    pub fn check_trusted(&self) -> io::Result<()> {
+        match self.in_doubt.load(Ordering::Acquire) {
+            true => Err(Errno::IO.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Notes whether a sync of the data file has failed, before another that succeeds can be taken for it.
+    fn noted(&self, synced: io::Result<()>) -> io::Result<()> {
+        synced.inspect_err(|_| self.in_doubt.store(true, Ordering::Release))
     }
 
     /// Notes that the journal has nothing of this file any more.
@@ -313,6 +342,8 @@ impl<S: Storage> Journaled<S> {
                 is_holding: AtomicBool::new(false),
                 changed_in_place: AtomicBool::new(true),
                 syncing: Mutex::default(),
+                in_doubt: AtomicBool::new(false),
+                error_untold: AtomicBool::new(false),
                 has_grown: AtomicBool::new(false),
             }),
             journal,
@@ -353,14 +384,35 @@ impl<S: Storage> Journaled<S> {
     ///
     /// # Errors
     ///
-    /// What the journal or `sync` gives.
+    /// What the journal or `sync` gives; EIO after a sync for the journal's sake has failed.
     pub fn sync_with(&self, sync: impl FnOnce(bool) -> io::Result<()>) -> io::Result<()> {
         self.commit_held()?;
         let _syncing = self.held.syncing.lock();
+        if self.held.error_untold.swap(false, Ordering::AcqRel) {
+            return Err(Errno::IO.into());
+        }
         // Before the sync: what is written over from now on may be what the sync makes durable.
         self.note_durable()?;
         let changed = self.held.changed_in_place.swap(false, Ordering::AcqRel);
-        sync(changed).inspect_err(|_| self.held.changed_in_place.store(true, Ordering::Release))
+        self.held
+            .noted(sync(changed))
+            .inspect_err(|_| self.held.changed_in_place.store(true, Ordering::Release))
+    }
+
+    /// Calls `sync`, which makes the data file durable with what is in it.
+    ///
+    /// # Errors
+    ///
+    /// What `sync` gives; EIO after any sync of the file has failed.
+    pub fn sync_in_place(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let _syncing = self.held.syncing.lock();
+        self.held.noted(sync())?;
+        self.held.check_trusted()
+    }
+
+    /// Tells whether a sync of the data file has failed, after which it may not have what can be read from it.
+    pub fn is_in_doubt(&self) -> bool {
+        self.held.in_doubt.load(Ordering::Acquire)
     }
 
     /// Notes that all there is may be durable from now on.

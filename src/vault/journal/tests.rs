@@ -54,6 +54,8 @@ struct Inner {
     lengths: Vec<usize>,
     /// Changes that still succeed.
     changes_left: Option<usize>,
+    /// The next sync fails, and loses what it should have made durable (fsync(2)): it can still be read.
+    fails_to_sync: bool,
 }
 
 impl Inner {
@@ -189,8 +191,17 @@ impl Storage for DiskFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.inner();
         inner.change()?;
-        inner.durable = inner.bytes.clone();
-        inner.pages.clear();
+        let pages = mem::take(&mut inner.pages);
+        if mem::take(&mut inner.fails_to_sync) {
+            return Err(io::Error::other("bad disk"));
+        }
+        let len = inner.bytes.len();
+        inner.durable.resize(len, 0);
+        for page in pages.into_keys() {
+            let (start, end) = ((page * PAGE).min(len), (page * PAGE + PAGE).min(len));
+            let Inner { bytes, durable, .. } = &mut *inner;
+            durable[start..end].copy_from_slice(&bytes[start..end]);
+        }
         inner.lengths.clear();
         Ok(())
     }
@@ -213,7 +224,11 @@ fn interrupt() {
 
 /// Room for a small journal only, so that it begins anew often.
 #[derive(Debug)]
-struct SmallHome(DiskFile);
+struct SmallHome {
+    log: DiskFile,
+    /// All else on the filesystem, where that can be synced.
+    other: Option<DiskFile>,
+}
 
 const PLACE: JournalPlace = JournalPlace { inode: 1, born: 2 };
 
@@ -223,7 +238,7 @@ impl JournalHome<DiskFile> for SmallHome {
         if size > 256 << 10 {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
-        Ok((self.0.clone(), PLACE))
+        Ok((self.log.clone(), PLACE))
     }
 
     fn settle(&self, journal: &DiskFile) -> io::Result<()> {
@@ -231,16 +246,27 @@ impl JournalHome<DiskFile> for SmallHome {
     }
 
     fn sync_filesystem(&self) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        let file = self.other.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let mut inner = file.inner();
+        if inner.fails_to_sync && !inner.pages.is_empty() {
+            // Who syncs the file is told too, the next sync of the filesystem is not.
+            inner.pages.clear();
+            return Err(io::Error::other("bad disk"));
+        }
+        let fails_to_sync = mem::take(&mut inner.fails_to_sync);
+        drop(inner);
+        file.sync_data()?;
+        file.inner().fails_to_sync = fails_to_sync;
+        Ok(())
     }
 
     fn can_sync_filesystem(&self) -> bool {
-        false
+        self.other.is_some()
     }
 
     fn remove(&self) -> io::Result<()> {
-        self.0.set_len(0)?;
-        self.0.sync_data()
+        self.log.set_len(0)?;
+        self.log.sync_data()
     }
 }
 
@@ -249,12 +275,13 @@ fn key() -> MacKey {
 }
 
 fn journal_in(log: &DiskFile) -> Arc<Journal<DiskFile>> {
-    Arc::new(Journal::new(
-        Box::new(SmallHome(log.clone())),
-        VaultId([1; 16]),
-        key(),
-        2,
-    ))
+    journal_beside(log, None)
+}
+
+fn journal_beside(log: &DiskFile, other: Option<DiskFile>) -> Arc<Journal<DiskFile>> {
+    let log = log.clone();
+    let home = Box::new(SmallHome { log, other });
+    Arc::new(Journal::new(home, VaultId([1; 16]), key(), 2))
 }
 
 fn layout() -> Layout {
@@ -305,7 +332,10 @@ fn open(number: u8, disk: &DiskFile, journal: &Arc<Journal<DiskFile>>) -> Result
 
 impl Tracked {
     fn new(number: u8, journal: &Arc<Journal<DiskFile>>) -> Self {
-        let disk = DiskFile::default();
+        Self::on(DiskFile::default(), number, journal)
+    }
+
+    fn on(disk: DiskFile, number: u8, journal: &Arc<Journal<DiskFile>>) -> Self {
         let content = open(number, &disk, journal).unwrap();
         // As a file is whose header and name were just synced.
         content.ensure_preamble().unwrap();
@@ -600,6 +630,67 @@ fn a_file_without_a_name_is_written_past_the_journal() {
         act(&mut file, &journal, &Op::Write(0, PAGE, 7));
         assert_eq!(file.content.storage().held_end(), 0);
     }
+}
+
+/// A sync that a file loses what was written to it by.
+#[derive(Clone, Copy, Debug)]
+enum Failing {
+    Checkpoint,
+    CheckpointOfAll,
+    Asked,
+    Unasked,
+}
+
+#[test]
+fn a_file_that_did_not_sync_keeps_what_the_journal_has_of_it() {
+    use Failing::*;
+    for failing in [Checkpoint, CheckpointOfAll, Asked, Unasked] {
+        let (log, disk) = (DiskFile::default(), DiskFile::default());
+        let journal = journal_beside(&log, matches!(failing, CheckpointOfAll).then(|| disk.clone()));
+        let mut files = [Tracked::on(disk, 1, &journal), Tracked::new(2, &journal)];
+        for seed in [3, 5] {
+            for file in &mut files {
+                act(file, &journal, &Op::Write(0, 3 * PAGE, seed));
+                act(file, &journal, &Op::Sync);
+            }
+        }
+        let [file, removed] = &files;
+        if let CheckpointOfAll = failing {
+            removed.content.storage().abandon();
+            journal.let_go_of_removed();
+        }
+        file.disk.inner().fails_to_sync = true;
+        let storage = file.content.storage();
+        let failed = match failing {
+            Checkpoint | CheckpointOfAll => journal.checkpoint(),
+            Asked => storage.sync_with(|_| file.disk.sync_data()),
+            Unasked => storage.sync_in_place(|| file.disk.sync_data()),
+        };
+        failed.unwrap_err();
+        for _ in 0..2 {
+            journal.checkpoint().unwrap_err();
+        }
+        let mut chance = Chance(1);
+        log.lose_power(&mut chance);
+        files.iter().for_each(|file| file.disk.lose_power(&mut chance));
+        recover(&files, &log, None, &mut chance);
+        let file = &mut files[0];
+        file.content = open(1, &file.disk, &journal).unwrap();
+        assert!(file.check() == file.now, "{failing:?}");
+    }
+}
+
+#[test]
+fn a_sync_that_failed_for_the_journals_sake_is_told_to_who_syncs_next_and_to_the_sealer() {
+    let (journal, disk, content) = with_a_durable_block();
+    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
+    disk.inner().fails_to_sync = true;
+    journal.checkpoint().unwrap_err();
+    let storage = content.storage();
+    storage.sync_in_place(|| Ok(())).unwrap_err();
+    assert!(storage.is_in_doubt());
+    storage.sync_data().unwrap_err();
+    storage.sync_data().unwrap();
 }
 
 /// Makes a file with a block that is durable.
