@@ -13,5 +13,6 @@ pub mod fuse;
 pub mod ids;
 pub mod keystore;
 pub mod sandbox;
+pub mod sync;
 pub mod units;
 pub mod vault;

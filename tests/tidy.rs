@@ -6,8 +6,9 @@ use std::{
 };
 
 /// The floor of each module; each uses only lower ones, and two on one floor do not know each other.
-const FLOORS: [(&str, u32); 14] = [
+const FLOORS: [(&str, u32); 15] = [
     ("units", 0),
+    ("sync", 0),
     ("ids", 0),
     ("crypto", 1),
     ("format", 2),

@@ -492,8 +492,10 @@ impl Fs {
             return;
         }
         node.kill();
-        if let Some(file) = &*node.file.lock() {
-            file.last_name_is_gone();
+        match (&*node.file.lock(), &self.journal) {
+            (Some(file), _) => file.last_name_is_gone(),
+            (None, Some(journal)) => journal.was_removed(going.stat.st_ino),
+            (None, None) => {}
         }
         *node.remains.lock() = going.remains.take().map(Box::new);
         *link = None;

@@ -10,7 +10,6 @@ mod verify;
 
 use std::{cell::RefCell, cmp::Ordering, fmt, io, ops::Range, thread::LocalKey};
 
-use parking_lot::{RwLock, RwLockUpgradableReadGuard};
 use rustix::fs::Timespec;
 
 use crate::{
@@ -26,6 +25,7 @@ use crate::{
         layout::{Layout, PLAIN_SIZE_MAX, PREAMBLE_SIZE},
         preamble::{Places, Preamble, State, UnverifiedPreamble},
     },
+    sync::{RwLock, RwLockUpgradableReadGuard},
     units::{BlockIndex, CipherSize, PlainOffset, PlainSize},
 };
 
@@ -155,12 +155,13 @@ thread_local! {
 
 /// Runs `f` with a buffer of this thread, `len` bytes of whatever it held before.
 fn with_buffer<R>(buffer: &'static LocalKey<RefCell<Vec<u8>>>, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
-    buffer.with_borrow_mut(|buffer| {
-        if buffer.len() < len {
-            buffer.resize(len, 0);
-        }
-        f(&mut buffer[..len])
-    })
+    let mut taken = buffer.take();
+    if taken.len() < len {
+        taken.resize(len, 0);
+    }
+    let result = f(&mut taken[..len]);
+    buffer.set(taken);
+    result
 }
 
 /// The blocks of one write.

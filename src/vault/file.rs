@@ -392,7 +392,7 @@ impl VaultFile {
     /// Takes note that the file's last name is gone.
     pub fn last_name_is_gone(&self) {
         if let Some(content) = self.content() {
-            content.storage().abandon();
+            content.storage().last_name_is_gone();
         }
     }
 

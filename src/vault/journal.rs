@@ -15,27 +15,25 @@
 //! 4. while the journal begins anew: its header is smaller than a sector, so it is the old one (as 3) or the new one, which no group is of yet.
 //! 5. during recovery: as 2, since recovery begins with the first entry again. It removes the journal when all is durable.
 //! 6. after a file has lost its last name: a crash may give it back, with what was synced. So its entries stay, and a checkpoint syncs it too, or the
-//!    removal. What is written to it from then on is written in place, and recovery may put an older block over it.
+//!    removal. What is held of it when it is closed is dropped.
 //! 7. at the end of a mount: the journal is removed after a checkpoint; left there by a crash it is of a generation without groups.
 //!
 //! Entries apply in their order. What may not overtake an entry waits for its commit: a write behind the durable end, a truncation, a freed range.
 
 mod held;
+#[cfg(all(test, shuttle))]
+mod orders;
 pub mod recovery;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io, mem,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
     time::Duration,
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 use rustix::io::Errno;
 
 use held::{Held, Run};
@@ -49,6 +47,10 @@ use crate::{
         name,
     },
     ids::{FileId, VaultId},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 /// Sizes of a journal, in bytes: the first that there is room for, and all but the last no more than a part of what is free.
@@ -200,12 +202,12 @@ pub struct Journal<S> {
     is_without_room: AtomicBool,
     /// Files with something held.
     waiting: Mutex<Vec<Arc<Held<S>>>>,
-    /// Files whose last name went since it was last looked.
-    removed: Mutex<Vec<DataFile>>,
+    /// The inode numbers of files without a name that were closed since it was last looked.
+    removed: Mutex<HashSet<u64>>,
     /// Held through a commit: one at a time.
     log: Mutex<Log<S>>,
     /// Ends the thread that commits what nobody else does.
-    stopped: Mutex<bool>,
+    stopped: parking_lot::Mutex<bool>,
     wake: Condvar,
 }
 
@@ -272,6 +274,13 @@ impl What {
     }
 }
 
+impl<S> Journal<S> {
+    /// Notes that a file, by its inode number, has no name and was closed.
+    pub fn was_removed(&self, inode: u64) {
+        self.removed.lock().insert(inode);
+    }
+}
+
 impl<S: Storage> Journal<S> {
     /// Prepares a journal; it is made when it is needed. It keeps up to `files_max` files open, and those of one commit.
     pub fn new(home: Box<dyn JournalHome<S>>, vault: VaultId, key: MacKey, files_max: usize) -> Self {
@@ -290,7 +299,7 @@ impl<S: Storage> Journal<S> {
                 open: None,
                 committed: 0,
             }),
-            stopped: Mutex::new(false),
+            stopped: parking_lot::Mutex::new(false),
             wake: Condvar::new(),
         }
     }
@@ -327,7 +336,7 @@ impl<S: Storage> Journal<S> {
         self.wake.notify_all();
     }
 
-    /// Closes files whose last name went: the journal has what a crash needs of them, if that gives them back.
+    /// Closes files that have no name: the journal has what a crash needs of them, if that gives them back.
     ///
     /// Where there is no sync of the filesystem, which makes the removals durable before the journal begins anew, they stay open until they are synced.
     pub fn let_go_of_removed(&self) {
@@ -336,9 +345,9 @@ impl<S: Storage> Journal<S> {
             return;
         }
         if let Some(open) = &mut self.log.lock().open {
-            for file in removed {
-                open.had_removed |= open.live.remove(&file).is_some();
-            }
+            let before = open.live.len();
+            open.live.retain(|(_, inode), _| !removed.contains(inode));
+            open.had_removed |= open.live.len() < before;
         }
     }
 

@@ -1,16 +1,7 @@
 //! A data file whose durable content is changed by way of the journal.
 
-use std::{
-    collections::BTreeMap,
-    io, mem,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeMap, io, mem, ops::Range};
 
-use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use rustix::{fs::Timespec, io::Errno};
 
 use super::{Journal, Taken, What};
@@ -22,6 +13,10 @@ use crate::{
         preamble::UnverifiedPreamble,
     },
     ids::FileId,
+    sync::{
+        Arc, Mutex, RwLock, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// All of a file is changed by way of the journal, whatever its size: it was cut, and what is written behind the cut must not be cut again.
@@ -92,8 +87,6 @@ struct State {
     inode: Option<u64>,
     /// When what is held was written.
     mtime: Option<Timespec>,
-    /// Its last name is gone.
-    gone: bool,
     /// Space is reserved in the data file up to here.
     reserved: u64,
     /// Why the data file did not take what the journal has; for the next who syncs it.
@@ -177,8 +170,6 @@ impl<S: Storage> Held<S> {
             }
             done += 1;
             match &change.what {
-                // It was written already, when the last name went.
-                What::Run(_) if state.gone => {}
                 What::Run(run) => {
                     is_written = true;
                     state.committed = state.committed.max(run.number);
@@ -187,8 +178,6 @@ impl<S: Storage> Held<S> {
                         Err(error) => result = Err(error),
                     }
                 }
-                What::Zero(offset, len) if state.gone => state.refused = self.storage.punch(*offset, *len).err(),
-                What::SetLen(len) if state.gone => state.refused = self.storage.set_len(*len).err(),
                 What::Zero(offset, len) => {
                     released += state.release(*offset..offset + len, u64::MAX);
                     state.durable = state.durable.max(offset + len);
@@ -233,9 +222,7 @@ impl<S: Storage> Held<S> {
         for run in state.runs.values().filter(|run| run.number <= state.committed) {
             self.write_run(run)?;
         }
-        if !state.gone {
-            state.durable = state.durable.max(self.storage.len()?);
-        }
+        state.durable = state.durable.max(self.storage.len()?);
         Ok(())
     }
 
@@ -310,6 +297,24 @@ pub struct Journaled<S> {
     held: Arc<Held<S>>,
     journal: Option<Arc<Journal<S>>>,
     layout: Layout,
+    /// The file's last name is gone.
+    has_no_name: AtomicBool,
+}
+
+impl<S> Drop for Journaled<S> {
+    fn drop(&mut self) {
+        let Some(journal) = self.journal.as_ref().filter(|_| *self.has_no_name.get_mut()) else {
+            return;
+        };
+        let mut state = self.held.state.write();
+        let released = mem::take(&mut state.runs).values().map(Run::len).sum();
+        self.held.is_holding.store(false, Ordering::Release);
+        journal.held.fetch_sub(released, Ordering::Relaxed);
+        // Without a number nothing of it was ever committed.
+        if let Some(inode) = state.inode {
+            journal.was_removed(inode);
+        }
+    }
 }
 
 /// What is known of a data file when it is opened.
@@ -348,6 +353,7 @@ impl<S: Storage> Journaled<S> {
             }),
             journal,
             layout,
+            has_no_name: AtomicBool::new(false),
         }
     }
 
@@ -419,31 +425,14 @@ impl<S: Storage> Journaled<S> {
     fn note_durable(&self) -> io::Result<()> {
         if self.journal.is_some() && self.held.has_grown.swap(false, Ordering::AcqRel) {
             let mut state = self.held.state.write();
-            if !state.gone {
-                state.durable = state.durable.max(self.held.storage.len()?);
-            }
+            state.durable = state.durable.max(self.held.storage.len()?);
         }
         Ok(())
     }
 
-    /// Writes what is held to the file, whose last name is gone, and what comes from now on too.
-    pub fn abandon(&self) {
-        let Some(journal) = &self.journal else { return };
-        let mut state = self.held.state.write();
-        let runs = mem::take(&mut state.runs);
-        for run in runs.values() {
-            if let Err(error) = self.held.write_run(run) {
-                log::warn!("a file without a name does not take what was written to it: {error}");
-            }
-        }
-        (state.gone, state.durable, state.cut_in) = (true, 0, None);
-        self.held.is_holding.store(false, Ordering::Release);
-        let released = runs.values().map(Run::len).sum();
-        journal.held.fetch_sub(released, Ordering::Relaxed);
-        // Without a number nothing of it was ever committed.
-        if let Some(inode) = state.inode {
-            journal.removed.lock().push((self.held.file, inode));
-        }
+    /// Notes that the file's last name is gone: when it is closed, what is held of it need not be written.
+    pub fn last_name_is_gone(&self) {
+        self.has_no_name.store(true, Ordering::Release);
     }
 
     fn commit_held(&self) -> io::Result<()> {
@@ -507,10 +496,6 @@ impl<S: Storage> Journaled<S> {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         while rest.len() > 0 {
             let mut state = self.held.state.write();
-            if state.gone {
-                // Its last name went since it was asked what is durable.
-                return self.held.write_run(&rest);
-            }
             self.reserve(&mut state, rest.offset, rest.end())?;
             state.mtime = Some(now);
             if state.inode.is_none() {

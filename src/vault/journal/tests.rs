@@ -27,13 +27,13 @@ use crate::{
     vault::content::{Content, ContentError, Stored},
 };
 
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// A small source of chance, so that a case can be repeated.
-struct Chance(u64);
+pub(super) struct Chance(pub u64);
 
 impl Chance {
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -43,10 +43,10 @@ impl Chance {
 
 /// A file on the disk.
 #[derive(Clone, Debug, Default)]
-struct DiskFile(Arc<StdMutex<Inner>>);
+pub(super) struct DiskFile(pub Arc<StdMutex<Inner>>);
 
-#[derive(Debug, Default)]
-struct Inner {
+#[derive(Clone, Debug, Default)]
+pub(super) struct Inner {
     bytes: Vec<u8>,
     durable: Vec<u8>,
     /// What each page has been since the last sync, and how long the file was.
@@ -87,12 +87,12 @@ impl Inner {
 }
 
 impl DiskFile {
-    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+    pub fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
     }
 
     /// Ends all that was not synced: each page is one of those it has been, and so is the length.
-    fn lose_power(&self, chance: &mut Chance) {
+    pub fn lose_power(&self, chance: &mut Chance) {
         let inner = &mut *self.inner();
         let lengths = std::mem::take(&mut inner.lengths);
         let len = match chance.below(lengths.len() + 1) {
@@ -115,16 +115,23 @@ impl DiskFile {
     }
 }
 
+/// Lets another thread go on, where a test chooses which.
+fn step() {
+    #[cfg(shuttle)]
+    shuttle::thread::yield_now();
+}
+
 impl Storage for DiskFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.inner().bytes.len() as u64)
     }
 
     fn inode(&self) -> io::Result<u64> {
-        Ok(1)
+        Ok(Arc::as_ptr(&self.0) as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        step();
         let inner = self.inner();
         let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
         let len = rest.len().min(buf.len());
@@ -133,6 +140,7 @@ impl Storage for DiskFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
+        step();
         interrupt();
         let mut inner = self.inner();
         inner.change().map_err(|error| ShortWrite { written: 0, error })?;
@@ -154,6 +162,7 @@ impl Storage for DiskFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        step();
         let mut inner = self.inner();
         inner.change()?;
         let before = inner.bytes.len();
@@ -164,6 +173,7 @@ impl Storage for DiskFile {
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        step();
         let mut inner = self.inner();
         inner.change()?;
         let (from, to) = (offset as usize, ((offset + len) as usize).min(inner.bytes.len()));
@@ -189,6 +199,7 @@ impl Storage for DiskFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        step();
         let mut inner = self.inner();
         inner.change()?;
         let pages = mem::take(&mut inner.pages);
@@ -227,7 +238,7 @@ fn interrupt() {
 struct SmallHome {
     log: DiskFile,
     /// All else on the filesystem, where that can be synced.
-    other: Option<DiskFile>,
+    others: Vec<DiskFile>,
 }
 
 const PLACE: JournalPlace = JournalPlace { inode: 1, born: 2 };
@@ -246,22 +257,26 @@ impl JournalHome<DiskFile> for SmallHome {
     }
 
     fn sync_filesystem(&self) -> io::Result<()> {
-        let file = self.other.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let mut inner = file.inner();
-        if inner.fails_to_sync && !inner.pages.is_empty() {
-            // Who syncs the file is told too, the next sync of the filesystem is not.
-            inner.pages.clear();
-            return Err(io::Error::other("bad disk"));
+        if self.others.is_empty() {
+            return Err(io::ErrorKind::Unsupported.into());
         }
-        let fails_to_sync = mem::take(&mut inner.fails_to_sync);
-        drop(inner);
-        file.sync_data()?;
-        file.inner().fails_to_sync = fails_to_sync;
+        for file in &self.others {
+            let mut inner = file.inner();
+            if inner.fails_to_sync && !inner.pages.is_empty() {
+                // Who syncs the file is told too, the next sync of the filesystem is not.
+                inner.pages.clear();
+                return Err(io::Error::other("bad disk"));
+            }
+            let fails_to_sync = mem::take(&mut inner.fails_to_sync);
+            drop(inner);
+            file.sync_data()?;
+            file.inner().fails_to_sync = fails_to_sync;
+        }
         Ok(())
     }
 
     fn can_sync_filesystem(&self) -> bool {
-        self.other.is_some()
+        !self.others.is_empty()
     }
 
     fn remove(&self) -> io::Result<()> {
@@ -274,17 +289,17 @@ fn key() -> MacKey {
     MacKey::new(KeyBytes::copy_of(&[9; 32]))
 }
 
-fn journal_in(log: &DiskFile) -> Arc<Journal<DiskFile>> {
-    journal_beside(log, None)
+pub(super) fn journal_in(log: &DiskFile) -> Arc<Journal<DiskFile>> {
+    journal_beside(log, Vec::new())
 }
 
-fn journal_beside(log: &DiskFile, other: Option<DiskFile>) -> Arc<Journal<DiskFile>> {
+pub(super) fn journal_beside(log: &DiskFile, others: Vec<DiskFile>) -> Arc<Journal<DiskFile>> {
     let log = log.clone();
-    let home = Box::new(SmallHome { log, other });
+    let home = Box::new(SmallHome { log, others });
     Arc::new(Journal::new(home, VaultId([1; 16]), key(), 2))
 }
 
-fn layout() -> Layout {
+pub(super) fn layout() -> Layout {
     Layout::new(Suite::Aes256GcmSiv, 4096).unwrap()
 }
 
@@ -294,18 +309,18 @@ fn header(number: u8) -> FileHeader {
     FileHeader::new(Suite::Aes256GcmSiv, Epoch(1), file, directory, data_key)
 }
 
-type OnDisk = Content<Journaled<DiskFile>>;
+pub(super) type OnDisk = Content<Journaled<DiskFile>>;
 
 /// A file, what it has been since it was last made durable, and what it was then.
-struct Tracked {
-    number: u8,
-    disk: DiskFile,
-    content: OnDisk,
-    now: Vec<u8>,
-    since: Vec<Vec<u8>>,
+pub(super) struct Tracked {
+    pub number: u8,
+    pub disk: DiskFile,
+    pub content: OnDisk,
+    pub now: Vec<u8>,
+    pub since: Vec<Vec<u8>>,
 }
 
-fn open(number: u8, disk: &DiskFile, journal: &Arc<Journal<DiskFile>>) -> Result<OnDisk, ContentError> {
+pub(super) fn open(number: u8, disk: &DiskFile, journal: &Arc<Journal<DiskFile>>) -> Result<OnDisk, ContentError> {
     let header = header(number);
     let mut preamble = [0; PREAMBLE_SIZE as usize];
     let got = disk.read_at(&mut preamble, 0).unwrap();
@@ -377,7 +392,7 @@ impl Tracked {
     }
 
     /// Checks every block after a crash; returns what there is.
-    fn check(&self) -> Vec<u8> {
+    pub fn check(&self) -> Vec<u8> {
         let content = &self.content;
         let size = content.size().0 as usize;
         let lengths = || self.since.iter().map(Vec::len);
@@ -409,7 +424,7 @@ impl Tracked {
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Write(u64, usize, u8),
     SetSize(u64),
     Punch(u64, u64),
@@ -439,7 +454,7 @@ fn ops() -> impl Strategy<Value = Vec<(bool, Op)>> {
     proptest::collection::vec((any::<bool>(), op), 1..60)
 }
 
-fn pattern(len: usize, seed: u8) -> Vec<u8> {
+pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed | 1)
         .collect()
@@ -487,7 +502,7 @@ fn act(file: &mut Tracked, journal: &Arc<Journal<DiskFile>>, op: &Op) {
 }
 
 /// Recovers the files; without power after so many changes.
-fn recover(files: &[Tracked], log: &DiskFile, changes: Option<usize>, chance: &mut Chance) {
+pub(super) fn recover(files: &[Tracked], log: &DiskFile, changes: Option<usize>, chance: &mut Chance) {
     let bytes = log.inner().bytes.clone();
     let Ok(header) = JournalHeader::decode(&bytes, &key()) else {
         return;
@@ -596,7 +611,11 @@ fn a_file_whose_name_a_crash_gives_back_is_as_it_was_synced() {
                 act(file, &journal, &Op::Sync);
             }
         }
-        files[0].content.storage().abandon();
+        // Held, and never written.
+        act(&mut files[0], &journal, &Op::Write(0, PAGE, 9));
+        files[0].content.storage().last_name_is_gone();
+        files[0].content = open(2, &DiskFile::default(), &journal).unwrap();
+        journal.let_go_of_removed();
         // A group behind it, after which nothing of the file need be in the journal.
         act(&mut files[1], &journal, &Op::Write(0, PAGE, 7));
         act(&mut files[1], &journal, &Op::Sync);
@@ -615,21 +634,19 @@ fn a_file_whose_name_a_crash_gives_back_is_as_it_was_synced() {
 }
 
 #[test]
-fn a_file_without_a_name_is_written_past_the_journal() {
-    let journal = journal_in(&DiskFile::default());
-    let mut file = Tracked::new(1, &journal);
-    for seed in [3, 5] {
-        act(&mut file, &journal, &Op::Write(0, PAGE, seed));
-        act(&mut file, &journal, &Op::Sync);
-    }
-    file.content.storage().abandon();
-    for checkpoint in [false, true] {
-        if checkpoint {
-            journal.checkpoint().unwrap();
-        }
-        act(&mut file, &journal, &Op::Write(0, PAGE, 7));
-        assert_eq!(file.content.storage().held_end(), 0);
-    }
+fn what_is_held_of_a_file_without_a_name_goes_when_it_is_closed() {
+    let (journal, disk, content) = with_a_durable_block();
+    let before = disk.inner().bytes.clone();
+    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
+    content.storage().last_name_is_gone();
+    let mut plain = Vec::new();
+    let read = content.read(PlainOffset(0), 4096, &mut plain).unwrap();
+    assert!(plain[read] == pattern(4096, 2));
+    drop(content);
+    journal.commit().unwrap();
+    assert!(disk.inner().bytes == before);
+    assert_eq!(journal.held.load(Ordering::Relaxed), 0);
+    assert!(journal.waiting.lock().is_empty());
 }
 
 /// A sync that a file loses what was written to it by.
@@ -646,7 +663,8 @@ fn a_file_that_did_not_sync_keeps_what_the_journal_has_of_it() {
     use Failing::*;
     for failing in [Checkpoint, CheckpointOfAll, Asked, Unasked] {
         let (log, disk) = (DiskFile::default(), DiskFile::default());
-        let journal = journal_beside(&log, matches!(failing, CheckpointOfAll).then(|| disk.clone()));
+        let others = matches!(failing, CheckpointOfAll).then(|| disk.clone());
+        let journal = journal_beside(&log, Vec::from_iter(others));
         let mut files = [Tracked::on(disk, 1, &journal), Tracked::new(2, &journal)];
         for seed in [3, 5] {
             for file in &mut files {
@@ -656,7 +674,7 @@ fn a_file_that_did_not_sync_keeps_what_the_journal_has_of_it() {
         }
         let [file, removed] = &files;
         if let CheckpointOfAll = failing {
-            removed.content.storage().abandon();
+            journal.was_removed(removed.disk.inode().unwrap());
             journal.let_go_of_removed();
         }
         file.disk.inner().fails_to_sync = true;
@@ -711,19 +729,4 @@ fn a_sync_beside_a_write_does_not_stand_for_the_next() {
     content.storage().sync_data().unwrap();
     let inner = disk.inner();
     assert_eq!(inner.durable.len(), inner.bytes.len());
-}
-
-#[test]
-fn a_write_to_a_file_that_loses_its_last_name_meanwhile_is_not_held() {
-    let (journal, _disk, content) = with_a_durable_block();
-    let other = content.clone();
-    // There is no journal before the first block that is written over.
-    meanwhile(move || other.storage().abandon());
-    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
-    assert_eq!(content.storage().held_end(), 0);
-    let mut plain = Vec::new();
-    let read = content.read(PlainOffset(0), 4096, &mut plain).unwrap();
-    assert!(plain[read] == pattern(4096, 2));
-    journal.commit().unwrap();
-    assert!(journal.waiting.lock().is_empty());
 }
