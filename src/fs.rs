@@ -382,7 +382,7 @@ impl Fs {
         let mut attr = self.attr(&directory.dir, disk, stat)?;
         let node = self.nodes.look_up(stat, &directory.node, name, disk);
         if let Err(error) = self.admit_name(&node, directory, (name, disk), stat) {
-            if error.is_news() {
+            if error.is_damage() {
                 log::warn!("{error}");
             }
             self.forget(node.id, 1);

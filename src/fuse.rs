@@ -14,6 +14,7 @@ mod unmounter;
 mod uring;
 
 use std::{
+    ffi::OsString,
     fmt,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
@@ -41,6 +42,7 @@ use self::{
 };
 pub use self::{
     mountpoint::{Mounted, find_mount, is_kernel_option},
+    server::PROCESS_ATTRIBUTE,
     unmounter::Unmounter,
 };
 use crate::{
@@ -92,7 +94,7 @@ pub struct MountOptions {
     /// Users other than the mounting one may use the mount.
     pub allow_other: bool,
     /// What stands in the first column of the mount table.
-    pub fsname: String,
+    pub fsname: OsString,
     /// Options for the kernel, as mount(8) has them: nosuid, noexec, noatime...
     pub kernel_options: Vec<String>,
     /// Unmount after so long without use.

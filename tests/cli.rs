@@ -533,6 +533,12 @@ slot   3 \"key file 2\", key file, TIME (opened it now)
         normal(&place.run("slot test --passfile pass vault").out),
         "slot   2 \"laptop\", passphrase (Argon2id, 64 MiB, 3 passes), TIME: opens\n"
     );
+    assert_eq!(
+        normal(&place.run("slot test --slot 3 --key-file stick vault").out),
+        "slot   3 \"key file 2\", key file, TIME: opens\n"
+    );
+    assert_eq!(place.run("slot test --slot laptop --key-file stick vault").code, 3);
+    assert_eq!(place.run("slot test --slot desktop --key-file stick vault").code, 3);
 
     assert_eq!(
         place.run("slot remove --key-file key vault desktop"),
@@ -689,6 +695,16 @@ fn export_copies_without_replacing_anything() {
     );
     assert_eq!(place.run("export --key-file key vault dir/b b"), given(0, "", ""));
     assert_eq!(place.run("export --key-file key vault dir/b b").code, 1);
+}
+
+#[test]
+fn what_would_be_ignored_is_refused() {
+    let place = Place::with_vault();
+    assert_eq!(place.run("verify --skip-contents --key-file key vault").code, 16);
+    assert_eq!(place.run("ls --share-code 1 --key-file key vault").code, 2);
+    for memory in ["1M", "8G"] {
+        assert_eq!(place.run(&format!("init --kdf-memory {memory} other")).code, 2);
+    }
 }
 
 #[test]

@@ -526,6 +526,20 @@ fn a_record_that_is_lost_or_changed_is_said_and_never_fatal() {
 }
 
 #[test]
+fn a_record_that_no_directory_is_named_for_is_where_the_system_keeps_state() {
+    let Some(mut machine) = Machine::new() else { return };
+    let state = machine.path("of the system");
+    let ended = machine.bench.try_mount_with(&["--record"], |command| {
+        command.env("STATE_DIRECTORY", &state);
+    });
+    assert!(ended.is_none());
+    fs::write(machine.bench.mnt().join("file"), "one\n").unwrap();
+    machine.bench.unmount();
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
+    assert_eq!(machine.older("of the system"), BTreeSet::new());
+}
+
+#[test]
 fn a_record_needs_a_place_outside_the_vault() {
     let Some(mut machine) = Machine::new() else { return };
     let inside = format!("--record={}", machine.bench.vault().join("records").display());

@@ -6,10 +6,16 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 use crate::{
-    crypto::block::Suite,
+    crypto::{
+        block::Suite,
+        passphrase::{MEMORY_KIB_MAX, MEMORY_KIB_MIN_NEW},
+    },
     fuse::{StayAwake, Transport},
     keystore::local::{DELETION_DAYS_DEFAULT, ROTATION_DAYS_DEFAULT},
 };
@@ -118,7 +124,7 @@ In /etc/fstab, with /sbin/mount.fuse or with hushfs linked to /sbin/mount.fuse.h
 
   /srv/vault  /srv/private  fuse.hushfs  passfile=/etc/hushfs/private.pass,allow_other,nofail  0 0
 
-Mount options: ro, rw, allow_other, noallow_other, acl, noacl, shared, audit=per-file, record, record=DIR, rollback=refuse, idle=TIME, key-ttl=TIME, key-max-stale=TIME, fsname=NAME, log-file=FILE, passfile=FILE,
+Mount options: ro, rw, allow_other, noallow_other, acl, noacl, shared, audit=per-file, record, record=DIR, rollback=refuse, idle=TIME, key-ttl=TIME, key-max-stale=TIME, journal[=WHEN], no-sandbox, recovery, fsname=NAME, log-file=FILE, passfile=FILE,
 extpass=COMMAND, key-file=FILE, credential=NAME, slot=SLOT, keystore=PATH, identity=FILE, share-code=CODE, slot-command=COMMAND, tpm2, tpm2=TPM,
 kms-key=KEY, agent=SOCKET, customer-key=FILE, pkcs11-key=URI, pkcs11-module=FILE, pin-file=FILE, and those of mount(8): nosuid, suid, nodev, dev, noexec,
 exec, noatime, atime, nodiratime, diratime, relatime, strictatime, sync, async, dirsync.";
@@ -179,7 +185,7 @@ pub struct DeviceArgs {
           conflicts_with_all = ["key_file", "recovery", "slot_command", "tpm2", "pkcs11_key", "kms_key"])]
     pub identity: Option<PathBuf>,
     /// The code that who shared the vault has told you
-    #[arg(long, value_name = "CODE", help_heading = "Secret")]
+    #[arg(long, value_name = "CODE", requires = "identity", help_heading = "Secret")]
     pub share_code: Option<String>,
     /// The TPM has the key [default: $TPM2TOOLS_TCTI, or else device:/dev/tpmrm0]
     #[arg(long, value_name = "TPM", group = "secret", help_heading = "Secret",
@@ -311,8 +317,8 @@ pub struct NewDeviceArgs {
 #[derive(Clone, Debug, Default, Args)]
 #[group(skip)]
 pub struct KdfArgs {
-    /// Memory that one guess at the passphrase takes, at least 64M [default: 256M]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Memory that one guess at the passphrase takes, 64M to 4G [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_kdf_memory)]
     pub kdf_memory: Option<u64>,
     /// Time that one guess takes on this machine [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
@@ -415,7 +421,8 @@ pub struct MountArgs {
     pub audit: Option<AuditArg>,
     /// Compares files with what was last seen of them on this machine, in a record in this directory [default: $STATE_DIRECTORY,
     /// /var/lib/hushfs for root, or $XDG_STATE_HOME/hushfs]
-    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "",
+          value_parser = path_or_nothing())]
     pub record: Option<PathBuf>,
     /// What becomes of files that are older than when they were last seen
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = RollbackArg::Warn)]
@@ -1232,13 +1239,14 @@ pub struct VerifyArgs {
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// Names what differs from this snapshot, too
-    #[arg(long, value_name = "SNAPSHOT")]
+    #[arg(long, value_name = "SNAPSHOT", group = "compared")]
     pub against: Option<PathBuf>,
     /// Names what is older than when it was last seen on this machine, too; by the record in this directory
-    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "",
+          value_parser = path_or_nothing())]
     pub record: Option<PathBuf>,
     /// Compares only, and reads no contents
-    #[arg(long)]
+    #[arg(long, requires = "compared")]
     pub skip_contents: bool,
 }
 
@@ -1445,6 +1453,11 @@ pub struct SpeedArgs {
     pub json: bool,
 }
 
+/// Takes a path, and no path where only the option is given.
+fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 /// Parses a number of bytes with a suffix: 64K, 256M, 1G.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'k', 'M', 'm', 'G', 'g']) {
@@ -1458,6 +1471,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok()
         .and_then(|number| number.checked_mul(1 << shift))
         .ok_or_else(|| "not a size: write 4096, 64K, 256M or 1G".to_owned())
+}
+
+/// Parses the memory that stretching a passphrase takes.
+fn parse_kdf_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    let allowed = u64::from(MEMORY_KIB_MIN_NEW) * 1024..=u64::from(MEMORY_KIB_MAX) * 1024;
+    match allowed.contains(&bytes) {
+        true => Ok(bytes),
+        false => Err("must be 64M to 4G".to_owned()),
+    }
 }
 
 /// Parses a time with a unit.

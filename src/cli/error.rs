@@ -178,6 +178,8 @@ pub enum CliError {
     OptionValue { option: String, reason: String },
     /// A mount option that was given another way too.
     OptionTwice(String),
+    /// Mount options that exclude each other, or one that needs another: what clap says.
+    Together(String),
     /// Damage was found, which was printed.
     DamageFound,
     /// The record cannot be used.
@@ -290,6 +292,7 @@ impl CliError {
             | CliError::OptionValue { .. }
             | CliError::PassphraseLikeRecoveryKey
             | CliError::OptionTwice(_)
+            | CliError::Together(_)
             | CliError::NoCommand
             | CliError::NoKeyId { .. }
             | CliError::NotDirectory { .. }
@@ -748,6 +751,7 @@ impl fmt::Display for CliError {
             }
             CliError::OptionValue { option, reason } => write!(f, "mount option {option:?}: {reason}"),
             CliError::OptionTwice(option) => write!(f, "mount option {option:?}: given twice"),
+            CliError::Together(reason) => f.write_str(reason),
             CliError::Agent(error) => error.fmt(f),
             CliError::NoGroup { name } => write!(f, "no group {name:?} on this machine"),
             CliError::WhichSocket => f.write_str("no socket: name one, for XDG_RUNTIME_DIR is not set"),

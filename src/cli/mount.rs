@@ -3,11 +3,16 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
 };
 
 use super::{
@@ -144,7 +149,10 @@ fn serve(args: &MountArgs, kernel_options: Vec<String>, ready: impl FnOnce()) ->
         mountpoint: args.mountpoint.clone(),
         read_only: args.ro,
         allow_other: args.allow_other,
-        fsname: args.fsname.clone().unwrap_or_else(|| vault_path.display().to_string()),
+        fsname: match &args.fsname {
+            Some(name) => name.into(),
+            None => vault_path.clone().into_os_string(),
+        },
         kernel_options,
         idle: args.idle,
         transport: args.transport.into(),
@@ -224,6 +232,8 @@ pub fn unmount(args: &UnmountArgs) -> CliResult {
             mountpoint: args.mountpoint.clone(),
         });
     };
+    // A process that stands still would not answer, and is not waited for either.
+    let server = if args.lazy { None } else { Server::of(&mountpoint) };
     fuse::unmount(&mountpoint, args.lazy).map_err(|error| match error {
         MountError::MountpointUnusable { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
             CliError::Busy {
@@ -232,13 +242,47 @@ pub fn unmount(args: &UnmountArgs) -> CliResult {
         }
         other => CliError::Mount(other),
     })?;
+    if let Some(server) = server {
+        return server.wait(&mounted.fsname);
+    }
     if args.lazy || mounted.read_only {
         return Ok(());
     }
-    // The name in the mount table is the vault's path unless the user chose another; then there is nothing to wait for.
+    // Who serves it cannot be asked. The name in the mount table is the vault's path unless the user chose another.
     match Dir::open(&mounted.fsname) {
         Ok(vault) if mounted.fsname.is_absolute() => wait_for_lock(&vault, &mounted.fsname),
         _ => Ok(()),
+    }
+}
+
+/// The process that serves a mount.
+struct Server(OwnedFd);
+
+impl Server {
+    /// Asks the mount for its process; nothing where that cannot be told, as by root for another user's mount.
+    fn of(mountpoint: &Path) -> Option<Self> {
+        let mut number = [0; 16];
+        let len = rustix::fs::getxattr(mountpoint, fuse::PROCESS_ATTRIBUTE, &mut number).ok()?;
+        let number = std::str::from_utf8(&number[..len]).ok()?.parse().ok()?;
+        let process = pidfd_open(Pid::from_raw(number)?, PidfdFlags::empty()).ok()?;
+        // Seen from another namespace the number may be anybody's.
+        let name = fs::read_to_string(format!("/proc/{number}/comm")).ok()?;
+        (name.trim_end() == "hushfs").then_some(Server(process))
+    }
+
+    /// Waits until it has ended: everything is written then, and the vault let go of.
+    fn wait(&self, vault: &Path) -> CliResult {
+        let limit = Timespec {
+            tv_sec: UNMOUNT_WAIT.as_secs() as i64,
+            tv_nsec: 0,
+        };
+        let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut ended, Some(&limit))) {
+            Ok(0) => Err(CliError::StillWriting {
+                vault: vault.to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -161,7 +161,12 @@ fn open_keystore(
 /// Tries what the user offers on each slot of a keystore.
 pub fn try_slots(vault: Option<&Path>, args: &UnlockArgs) -> CliResult<Vec<(Slot, Result<(), UnlockError>)>> {
     let home = find_keystore(vault, args)?;
-    let slots = home.claimed_slots();
+    let mut slots = home.claimed_slots();
+    match choice(&slots, args.slot.as_deref()) {
+        SlotChoice::Any => {}
+        SlotChoice::Id(id) => slots.retain(|slot| slot.id == id),
+        SlotChoice::Label(label) => slots.retain(|slot| slot.label == label),
+    }
     let asked = Asked {
         path: home.path(),
         claimed: &slots.iter().map(|slot| &slot.kind).collect::<Vec<_>>(),

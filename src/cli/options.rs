@@ -1,8 +1,12 @@
 //! What mount(8), mount.fuse(8) and fstab say, in their own ways.
 
-use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::Path,
+};
 
-use clap::{CommandFactory, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum};
 
 use super::{
     CliResult,
@@ -50,8 +54,24 @@ pub fn as_command(arguments: Vec<OsString>) -> Option<Vec<OsString>> {
     let mut arguments = arguments;
     if arguments.get(1).is_some_and(is_vault) {
         arguments.insert(1, "mount".into());
+        drop_privileges(&mut arguments);
     }
     Some(arguments)
+}
+
+/// Drops `suid` and `dev` from the options of mount.fuse(8), which adds them for root by itself, whatever stands in fstab.
+fn drop_privileges(arguments: &mut [OsString]) {
+    let mut follows = false;
+    for argument in arguments {
+        if follows {
+            let options = argument.as_bytes().split(|&byte| byte == b',');
+            let kept: Vec<_> = options
+                .filter(|&option| option != b"suid" && option != b"dev")
+                .collect();
+            *argument = OsString::from_vec(kept.join(&b','));
+        }
+        follows = *argument == "-o";
+    }
 }
 
 fn as_mount_helper(arguments: Vec<OsString>) -> Option<Vec<OsString>> {
@@ -144,7 +164,42 @@ pub fn apply(args: &mut MountArgs) -> CliResult<Vec<String>> {
             _ => return Err(CliError::UnknownOption(option.to_owned())),
         }
     }
+    check_together(args)?;
     Ok(for_kernel)
+}
+
+/// Refuses what the command line refuses together, whichever way it was given.
+fn check_together(args: &MountArgs) -> CliResult {
+    let (unlock, devices) = (&args.unlock, &args.unlock.devices);
+    let (secret, passphrase) = (&unlock.secret, &unlock.secret.passphrase);
+    let given = [
+        ("--passfile=x", passphrase.passfile.is_some()),
+        ("--extpass=x", passphrase.extpass.is_some()),
+        ("--passfd=0", passphrase.passfd.is_some()),
+        ("--key-file=x", secret.key_file.is_some()),
+        ("--credential=x", secret.credential.is_some()),
+        ("--recovery", unlock.recovery),
+        ("--slot=x", unlock.slot.is_some()),
+        ("--keystore=x", unlock.keystore.is_some()),
+        ("--agent=x", unlock.agent.is_some()),
+        ("--slot-command=x", devices.slot_command.is_some()),
+        ("--identity=x", devices.identity.is_some()),
+        ("--share-code=x", devices.share_code.is_some()),
+        ("--tpm2", devices.tpm2.is_some()),
+        ("--kms-key=x", devices.kms_key.is_some()),
+        ("--pkcs11-key=x", devices.pkcs11_key.is_some()),
+        ("--pkcs11-module=x", devices.pkcs11_module.is_some()),
+        ("--pin-file=x", devices.pin_file.is_some()),
+    ];
+    let words = given
+        .into_iter()
+        .filter_map(|(word, is_given)| is_given.then_some(word));
+    let parsed = Cli::try_parse_from(["hushfs", "mount", "v", "m"].into_iter().chain(words));
+    parsed.map(drop).map_err(|error| {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        CliError::Together(first.trim_start_matches("error: ").to_owned())
+    })
 }
 
 fn parsed<T>(option: &str, value: Result<T, String>) -> CliResult<T> {
@@ -167,8 +222,6 @@ fn is_ignored(option: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::cli::args::Command;
 
@@ -188,8 +241,8 @@ mod tests {
     #[test]
     fn others_call_hushfs_in_their_own_ways() {
         assert_eq!(
-            command("hushfs /v /m -o rw,dev").unwrap(),
-            "hushfs mount /v /m -o rw,dev"
+            command("hushfs /v /m -o rw,dev,suid").unwrap(),
+            "hushfs mount /v /m -o rw"
         );
         assert_eq!(command("hushfs ls /v").unwrap(), "hushfs ls /v");
         assert_eq!(command("hushfs umount /m").unwrap(), "hushfs umount /m");
@@ -227,6 +280,14 @@ mod tests {
         assert!(matches!(error("ro=1"), CliError::UnknownOption(_)));
         assert!(matches!(error("idle=soon"), CliError::OptionValue { .. }));
         assert!(matches!(error("idle=1m,idle=2m"), CliError::OptionTwice(_)));
+        for options in [
+            "key-file=/k,passfile=/p",
+            "key-file=/k,recovery",
+            "agent=/s,slot=1",
+            "share-code=1",
+        ] {
+            assert!(matches!(error(options), CliError::Together(_)), "{options}");
+        }
         for option in ["key-ttl=0s", "key-ttl=2d", "key-ttl=never", "key-max-stale=31d"] {
             assert!(matches!(error(option), CliError::OptionValue { .. }), "{option}");
         }

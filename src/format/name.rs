@@ -269,7 +269,7 @@ pub fn encode_long_name(sealed: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`FormatError::NotAuthentic`] when it does not give that entry's hash, or another that names what is wrong.
+/// [`FormatError::NotAuthentic`] when it does not give that entry's hash or its name needs no file, or another that names what is wrong.
 pub fn decode_long_name(bytes: &[u8], entry: &str) -> Result<Vec<u8>, FormatError> {
     let mut reader = Reader(bytes);
     reader.magic_and_version(LONG_NAME_MAGIC)?;
@@ -279,7 +279,9 @@ pub fn decode_long_name(bytes: &[u8], entry: &str) -> Result<Vec<u8>, FormatErro
         std::cmp::Ordering::Greater => return Err(FormatError::TrailingBytes),
         std::cmp::Ordering::Equal => {}
     }
-    if BASE64URL_NOPAD.encode(&long_name_hash(reader.0)) != entry {
+    // The hash has no key: anybody could give an entry a second name on disk.
+    let is_inline = reader.0.len() <= SEALED_INLINE_MAX;
+    if is_inline || BASE64URL_NOPAD.encode(&long_name_hash(reader.0)) != entry {
         return Err(FormatError::NotAuthentic);
     }
     Ok(reader.0.to_vec())
@@ -318,6 +320,16 @@ mod tests {
                 other => panic!("length {len}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_name_that_fits_has_no_second_name_on_disk() {
+        let inline = siv::seal(key().as_bytes(), &NAME_NONCE, b"", &[b'n'; 16]);
+        let forged = BASE64URL_NOPAD.encode(&long_name_hash(&inline));
+        assert_eq!(
+            decode_long_name(&encode_long_name(&inline), &forged),
+            Err(FormatError::NotAuthentic)
+        );
     }
 
     #[test]

@@ -88,14 +88,11 @@ impl FsError {
         }
     }
 
-    /// Tells whether the vault itself is at fault: worth a line in the log, unlike what applications cause.
+    /// Tells whether the vault itself is at fault: worth a line in the log, unlike what applications cause, and that a key may not be used, which was said
+    /// once for all files.
     pub fn is_damage(&self) -> bool {
         matches!(self, FsError::Vault { .. } if !matches!(self.errno(), libc::EFBIG | libc::EROFS))
-    }
-
-    /// Tells whether it is worth a line in the log of a mount. That a key may not be used was said once, for all files.
-    pub fn is_news(&self) -> bool {
-        self.is_damage() && self.key_error().is_none()
+            && self.key_error().is_none()
     }
 }
 

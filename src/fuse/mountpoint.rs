@@ -1,7 +1,7 @@
 //! Mounts and unmounts: by mount(2) as root, with the help of fusermount3 otherwise.
 
 use std::{
-    ffi::{CStr, CString, OsString},
+    ffi::{CStr, CString, OsStr, OsString},
     fs,
     io::{self, IoSliceMut},
     mem::MaybeUninit,
@@ -16,6 +16,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    slice,
 };
 
 use rustix::{
@@ -27,6 +28,8 @@ use rustix::{
 use super::{MountError, MountOptions, kernel::MAX_READ};
 
 const DEVICE: &str = "/dev/fuse";
+
+const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 
 /// The filesystem type that the mount table shows.
 const TYPE: &CStr = c"fuse.hushfs";
@@ -156,57 +159,57 @@ pub struct Mounted {
 
 /// Finds the vault that is mounted exactly here; the path must be without symbolic links.
 pub fn find_mount(canonical: &Path) -> Option<Mounted> {
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let table = fs::read(MOUNT_TABLE).ok()?;
     // The last one is on top.
-    table
-        .lines()
-        .filter_map(MountLine::parse)
+    lines(&table)
         .rfind(|line| line.mountpoint == canonical.as_os_str().as_bytes())
-        .filter(|line| line.kind.as_bytes() == TYPE.to_bytes())
+        .filter(|line| line.kind == TYPE.to_bytes())
         .map(|line| Mounted {
             fsname: OsString::from_vec(line.source).into(),
-            read_only: line.options.split(',').any(|option| option == "ro"),
+            read_only: line.options.split(|&byte| byte == b',').any(|option| option == b"ro"),
         })
 }
 
 /// Tells whether a FUSE filesystem is mounted exactly here.
 fn is_mounted(canonical: &Path) -> bool {
-    let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else {
+    let Ok(table) = fs::read(MOUNT_TABLE) else {
         return false;
     };
-    table
-        .lines()
-        .filter_map(MountLine::parse)
-        .any(|line| line.mountpoint == canonical.as_os_str().as_bytes() && line.kind.starts_with("fuse"))
+    lines(&table).any(|line| line.mountpoint == canonical.as_os_str().as_bytes() && line.kind.starts_with(b"fuse"))
 }
 
-/// A line of /proc/self/mountinfo, as far as it matters here.
+/// A line of the mount table, as far as it matters here. Names in it are bytes, whoever mounted what.
 struct MountLine<'l> {
     mountpoint: Vec<u8>,
-    options: &'l str,
-    kind: &'l str,
+    options: &'l [u8],
+    kind: &'l [u8],
     source: Vec<u8>,
+}
+
+fn lines(table: &[u8]) -> impl DoubleEndedIterator<Item = MountLine<'_>> {
+    table.split(|&byte| byte == b'\n').filter_map(MountLine::parse)
 }
 
 impl<'l> MountLine<'l> {
     /// Takes a line apart as proc_pid_mountinfo(5) has it: how many fields stand before the separator differs.
-    fn parse(line: &'l str) -> Option<Self> {
-        let (front, back) = line.split_once(" - ")?;
-        let mut front = front.split(' ').skip(4);
-        let mut back = back.split(' ');
+    fn parse(line: &'l [u8]) -> Option<Self> {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let mut front = fields.by_ref().take_while(|field| *field != b"-").skip(4);
+        let (mountpoint, options) = (front.next()?, front.next()?);
+        front.for_each(drop);
         Some(MountLine {
-            mountpoint: unescape(front.next()?),
-            options: front.next()?,
-            kind: back.next()?,
-            source: unescape(back.next()?),
+            mountpoint: unescape(mountpoint),
+            options,
+            kind: fields.next()?,
+            source: unescape(fields.next()?),
         })
     }
 }
 
 /// Undoes the octal escapes of the mount table.
-fn unescape(field: &str) -> Vec<u8> {
+fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
+    let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
         let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
         match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
@@ -249,18 +252,26 @@ fn mount_as_root(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountEr
         data.push_str(",allow_other");
     }
     let data = CString::new(data).map_err(|_| MountError::Refused(io::ErrorKind::InvalidInput.into()))?;
-    rustix::mount::mount(options.fsname.as_str(), path, TYPE, flags(options), &*data).map_err(|errno| match errno {
-        rustix::io::Errno::NODEV => MountError::NoFuseDevice(errno.into()),
-        _ => MountError::Refused(errno.into()),
-    })?;
+    rustix::mount::mount(options.fsname.as_os_str(), path, TYPE, flags(options), &*data).map_err(
+        |errno| match errno {
+            rustix::io::Errno::NODEV => MountError::NoFuseDevice(errno.into()),
+            _ => MountError::Refused(errno.into()),
+        },
+    )?;
     Ok(device.into())
 }
 
 /// Has fusermount3, which is installed with root's rights, mount for this user and pass the connection back.
 fn mount_with_fusermount(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let (ours, theirs) = UnixStream::pair().map_err(MountError::Session)?;
+    let mut name = OsString::from("fsname=");
+    for byte in options.fsname.as_bytes() {
+        if matches!(byte, b'\\' | b',') {
+            name.push("\\");
+        }
+        name.push(OsStr::from_bytes(slice::from_ref(byte)));
+    }
     let mut words = vec![
-        format!("fsname={}", options.fsname.replace('\\', "\\\\").replace(',', "\\,")),
         "subtype=hushfs".to_owned(),
         "default_permissions".to_owned(),
         format!("max_read={MAX_READ}"),
@@ -272,10 +283,12 @@ fn mount_with_fusermount(path: &Path, options: &MountOptions) -> Result<OwnedFd,
         words.push("allow_other".to_owned());
     }
     words.extend(options.kernel_options.iter().cloned());
+    name.push(",");
+    name.push(words.join(","));
     let mut command = Command::new(FUSERMOUNT);
     command
         .arg("-o")
-        .arg(words.join(","))
+        .arg(name)
         .arg("--")
         .arg(path)
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
@@ -369,19 +382,20 @@ mod tests {
 
     #[test]
     fn escapes_of_the_mount_table_are_undone() {
-        assert_eq!(unescape("/a\\040b\\134c"), b"/a b\\c");
-        assert_eq!(unescape("/plain"), b"/plain");
-        assert_eq!(unescape("/odd\\9"), b"/odd\\9");
+        assert_eq!(unescape(b"/a\\040b\\134c"), b"/a b\\c");
+        assert_eq!(unescape(b"/plain"), b"/plain");
+        assert_eq!(unescape(b"/odd\\9"), b"/odd\\9");
     }
 
     #[test]
     fn a_line_of_the_mount_table_is_taken_apart() {
-        let line = "98 29 0:52 / /mnt/a\\040b ro,nosuid shared:3 - fuse.hushfs /srv/the\\040vault ro,user_id=0";
-        let line = MountLine::parse(line).unwrap();
-        assert_eq!(line.mountpoint, b"/mnt/a b");
-        assert_eq!((line.options, line.kind), ("ro,nosuid", "fuse.hushfs"));
+        let line = b"98 29 0:52 / /mnt/a\\040b\xff ro,nosuid shared:3 - fuse.hushfs /srv/the\\040vault ro,user_id=0";
+        let table = [b"97 29 0:51 / /mnt/\xff rw - tmpfs none rw\n", &line[..], b"\n"].concat();
+        let line = lines(&table).next_back().unwrap();
+        assert_eq!(line.mountpoint, b"/mnt/a b\xff");
+        assert_eq!((line.options, line.kind), (&b"ro,nosuid"[..], &b"fuse.hushfs"[..]));
         assert_eq!(line.source, b"/srv/the vault");
-        assert!(MountLine::parse("98 29").is_none());
+        assert!(MountLine::parse(b"98 29").is_none());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::{
     cell::RefCell,
+    ffi::CStr,
+    process,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -18,9 +20,12 @@ use super::{
     request::{Answer, Asked, NowOrLater, Operation, Reply, Waiting},
 };
 use crate::{
-    fs::{Allocate, Caller, Found, Fs, FsError, FsResult, Leftovers, NameIn},
+    fs::{Allocate, Caller, Found, Fs, FsError, FsResult, Leftovers, NameIn, ROOT},
     vault::{home::FileUse, own_keys::Ask},
 };
+
+/// An attribute of the root that no vault has: the process that serves the mount, for who ends it.
+pub const PROCESS_ATTRIBUTE: &CStr = c"user.hushfs.process";
 
 /// A sync that takes no longer than this is done by the thread that has the request: to hand it over would take as long.
 const QUICK_SYNC: Duration = Duration::from_micros(50);
@@ -282,6 +287,9 @@ impl Server {
             Operation::SetXattr { name, value, flags } => {
                 done(asked, fs.set_xattr(ino, name, value, *flags, caller), reply);
             }
+            Operation::GetXattr { name, size } if ino == ROOT && *name == PROCESS_ATTRIBUTE.to_bytes() => {
+                xattr(asked, Ok(process::id().to_string().into_bytes()), *size, reply);
+            }
             Operation::GetXattr { name, size } => xattr(asked, fs.get_xattr(ino, name), *size, reply),
             Operation::ListXattrs { size } => xattr(asked, fs.list_xattrs(ino, caller.uid == 0), *size, reply),
             Operation::RemoveXattr { name } => done(asked, fs.remove_xattr(ino, name), reply),
@@ -400,7 +408,7 @@ fn failed(asked: &Asked<'_>, error: &FsError) -> Answer<'static> {
         return Answer::Later(ask.clone());
     }
     let (unique, operation) = (asked.unique, asked.operation.name());
-    if error.is_news() {
+    if error.is_damage() {
         log::error!("request {unique} ({operation}): {error}");
     } else {
         log::debug!("request {unique} ({operation}): {error}");

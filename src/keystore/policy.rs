@@ -66,6 +66,38 @@ pub mod action {
     pub const UPDATE_ALIAS: &str = "kms:UpdateAlias";
     pub const UPDATE_KEY_DESCRIPTION: &str = "kms:UpdateKeyDescription";
 
+    /// Of AWS KMS, for what keys here cannot do: policies from there name them.
+    pub const ELSEWHERE: [&str; 28] = [
+        "kms:CreateGrant",
+        "kms:CreateKey",
+        "kms:DeleteImportedKeyMaterial",
+        "kms:DeriveSharedSecret",
+        "kms:GenerateDataKeyPair",
+        "kms:GenerateDataKeyPairWithoutPlaintext",
+        "kms:GenerateDataKeyWithoutPlaintext",
+        "kms:GenerateMac",
+        "kms:GenerateRandom",
+        "kms:GetParametersForImport",
+        "kms:GetPublicKey",
+        "kms:ImportKeyMaterial",
+        "kms:ListAliases",
+        "kms:ListGrants",
+        "kms:ListKeyPolicies",
+        "kms:ListKeys",
+        "kms:ListResourceTags",
+        "kms:ListRetirableGrants",
+        "kms:ReplicateKey",
+        "kms:RetireGrant",
+        "kms:RevokeGrant",
+        "kms:Sign",
+        "kms:SynchronizeMultiRegionKey",
+        "kms:UpdatePrimaryRegion",
+        "kms:Verify",
+        "kms:VerifyMac",
+        "kms:ConnectCustomKeyStore",
+        "kms:DescribeCustomKeyStores",
+    ];
+
     /// All of them.
     pub const ALL: [&str; 24] = [
         CANCEL_KEY_DELETION,
@@ -257,6 +289,17 @@ impl Policy {
     }
 }
 
+/// Tells whether a pattern of a policy is for an action.
+fn names(pattern: &str, action: &str) -> bool {
+    is_like(&action.to_ascii_lowercase(), &pattern.to_ascii_lowercase())
+}
+
+/// Tells whether a pattern is for any action at all: one with a slip in it would allow, or deny, nothing.
+fn names_an_action(pattern: &str) -> bool {
+    let mut known = action::ALL.iter().chain(&action::ELSEWHERE);
+    known.any(|action| names(pattern, action))
+}
+
 impl Statement {
     /// Parses a statement; the error is the element that is wrong.
     fn parse(value: &Value) -> Result<Self, &'static str> {
@@ -281,10 +324,7 @@ impl Statement {
             }
         }
         let actions = actions.filter(|_| has_resource).unwrap_or_default();
-        if actions
-            .iter()
-            .any(|action| action != "*" && !action.starts_with("kms:"))
-        {
+        if !actions.iter().all(|pattern| names_an_action(pattern)) {
             return Err("Action");
         }
         Ok(Statement {
@@ -296,8 +336,7 @@ impl Statement {
     }
 
     fn matches(&self, principal: &Principal, action: &str, context: Option<&Context>) -> bool {
-        let action = action.to_ascii_lowercase();
-        let names_action = |pattern: &String| is_like(&action, &pattern.to_ascii_lowercase());
+        let names_action = |pattern: &String| names(pattern, action);
         self.principals.matches(principal)
             && self.actions.iter().any(names_action)
             && self.conditions.iter().all(|condition| condition.holds(context))
@@ -656,6 +695,10 @@ mod tests {
             (format!(r#"{allow}, "Principal": "*", "Action": 1"#), "Action"),
             (
                 format!(r#"{allow}, "Principal": "*", "Action": "s3:Get*", "Resource": "*""#),
+                "Action",
+            ),
+            (
+                format!(r#"{allow}, "Principal": "*", "Action": ["kms:Decrypt", "kms:Decrpyt"], "Resource": "*""#),
                 "Action",
             ),
             (format!(r#"{allow}, "Principal": "*", "Resource": "arn:x""#), "Resource"),

@@ -21,8 +21,6 @@
 //! Entries apply in their order. What may not overtake an entry waits for its commit: a write behind the durable end, a truncation, a freed range.
 
 mod held;
-#[cfg(all(test, shuttle))]
-mod orders;
 pub mod recovery;
 #[cfg(test)]
 mod tests;

@@ -21,9 +21,12 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{FileType, RenameFlags};
+use rustix::{
+    fs::{FileType, RenameFlags},
+    io::Errno,
+};
 
-use super::{Vault, VaultError, path::Located, read_header};
+use super::{Vault, VaultError, path::Located, read_header, tree::DEPTH_MAX};
 use crate::{
     backing::Dir,
     format::{
@@ -234,7 +237,7 @@ pub fn survey(root: &Dir) -> io::Result<Outcome> {
                 outcome.used.insert(header.epoch());
                 outcome.without_bucket_key += u64::from(header.own().is_some());
             }
-            Err(_) if is_kept(path) => {}
+            Err((_, error)) if is_beyond_use(path, &error) => {}
             Err((disk_path, error)) => {
                 outcome.without_bucket_key += 1;
                 outcome.failed.push(Failure { disk_path, error });
@@ -278,8 +281,7 @@ impl Run<'_> {
                 match self.examine(dir, path, file) {
                     Ok(None) => self.outcome.current += 1,
                     Ok(Some(bytes)) => self.write(dir, path, file, &bytes)?,
-                    // What a repair has set aside may be damaged for good.
-                    Err(_) if is_kept(path) => {}
+                    Err(error) if is_beyond_use(path, &error) => {}
                     Err(error) => self.fail(join(path, &name::header_file(file)), error),
                 }
                 (self.observe)(Step::Examined)
@@ -305,10 +307,9 @@ impl Run<'_> {
             bucket_key: self.wanted.bucket_key.unwrap_or(had_bucket_key),
         };
         let rewrapped = self.vault.rewrap_header(file, &bytes, key);
-        let (has_bucket_key, used) = match rewrapped {
+        let (has_bucket_key, used) = match &rewrapped {
             Ok(_) => (key.bucket_key, epoch),
-            // What a repair has set aside may be damaged for good, and holds no epoch.
-            Err(_) if is_kept(path) => return rewrapped,
+            Err(error) if is_beyond_use(path, error) => return rewrapped,
             Err(_) => (had_bucket_key, named.epoch()),
         };
         self.outcome.without_bucket_key += u64::from(!has_bucket_key);
@@ -380,6 +381,11 @@ fn is_kept(path: &str) -> bool {
     below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }
 
+/// Tells whether a header is one that a repair has set aside and that is damaged for good: it holds no epoch. One that cannot be read just now does.
+fn is_beyond_use(path: &str, error: &VaultError) -> bool {
+    is_kept(path) && matches!(error, VaultError::HeaderDamaged(..) | VaultError::EpochMissing(_))
+}
+
 fn temporary_header(file: FileId) -> String {
     name::temporary_file(&name::header_file(file))
 }
@@ -406,7 +412,9 @@ type Visit<'v> = dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()>
 fn walk(root: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<()> {
     let device = root.stat_self()?.st_dev;
     let mut levels = vec![enter(root.clone(), path.to_owned(), visit)?];
-    while let Some(level) = levels.last_mut() {
+    loop {
+        let depth = levels.len();
+        let Some(level) = levels.last_mut() else { return Ok(()) };
         let Some(entry) = level.directories.pop() else {
             levels.pop();
             continue;
@@ -415,12 +423,12 @@ fn walk(root: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<()> {
         match level.dir.open_dir(&entry).and_then(|dir| Ok((dir.stat_self()?, dir))) {
             // What is mounted inside is not part of the vault, and no sync of ours would reach it.
             Ok((stat, _)) if stat.st_dev != device => {}
+            Ok(_) if depth >= DEPTH_MAX => visit(&level.dir, &path, Err(Errno::LOOP.into()))?,
             Ok((_, dir)) => levels.push(enter(Arc::new(dir), path, visit)?),
             Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {}
             Err(error) => visit(&level.dir, &path, Err(error))?,
         }
     }
-    Ok(())
 }
 
 fn enter(dir: Arc<Dir>, path: String, visit: &mut Visit<'_>) -> io::Result<Level> {

@@ -237,6 +237,22 @@ fn files_without_permissions_can_be_written_by_who_creates_them() {
 }
 
 #[test]
+fn who_has_unmounted_finds_the_process_ended_whatever_the_mount_is_called() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::new();
+    for options in [&["--fsname", "other"], &["--ro", "--fsname=other"]] {
+        bench.mount(options);
+        if options[0] != "--ro" {
+            fs::write(bench.mnt().join("file"), vec![7; 30 << 20]).unwrap();
+        }
+        assert!(bench.run_unmount().status.success());
+        bench.has_ended();
+    }
+}
+
+#[test]
 fn a_sparse_file_keeps_its_holes() {
     use rustix::fs::{SeekFrom as At, seek};
     if !can_mount() {

@@ -442,8 +442,13 @@ impl TwoKeys {
 
     /// Waits until reading `old` by its name gives an errno, or its content.
     fn wait_for(&self, errno: Option<i32>) {
+        self.wait_for_reading("old", errno);
+    }
+
+    /// As [`wait_for`](Self::wait_for), for any file.
+    fn wait_for_reading(&self, name: &str, errno: Option<i32>) {
         let deadline = Instant::now() + PATIENCE;
-        while errno_of_reading(&self.bench, "old") != errno {
+        while errno_of_reading(&self.bench, name) != errno {
             assert!(
                 Instant::now() < deadline,
                 "{errno:?} does not come: {}",
@@ -478,7 +483,9 @@ fn a_keystore_that_is_away_for_a_while_costs_nothing_and_for_longer_no_data() {
     assert_eq!(errno(File::create(mnt.join("later"))), Some(libc::ETIMEDOUT));
     assert_eq!(fs::metadata(mnt.join("meanwhile")).unwrap().len(), 9);
     fs::rename(&aside, &file).unwrap();
+    // Each key is asked for by itself.
     two.wait_for(None);
+    two.wait_for_reading("meanwhile", None);
     drop(open);
     for _ in 0..2 {
         assert_eq!(fs::read(mnt.join("meanwhile")).unwrap(), b"meanwhile");

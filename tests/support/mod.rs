@@ -229,6 +229,17 @@ impl Bench {
         assert!(child.wait().unwrap().success(), "the daemon failed: {}", self.log());
     }
 
+    /// Makes sure that the daemon has ended well by now.
+    pub fn has_ended(&mut self) {
+        let mut child = self.child.take().expect("mounted");
+        let ended = child.try_wait().unwrap();
+        assert!(
+            ended.is_some_and(|status| status.success()),
+            "{ended:?}: {}",
+            self.log()
+        );
+    }
+
     /// Runs `hushfs unmount`, once nothing uses the mount.
     pub fn run_unmount(&self) -> Output {
         let unmount = || Command::new(HUSHFS).arg("unmount").arg(self.mnt()).output().unwrap();

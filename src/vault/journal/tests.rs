@@ -1,5 +1,8 @@
 //! The journal on a disk in memory that loses power: what was synced is there, of what was not each page for itself may or may not be.
 
+#[cfg(shuttle)]
+mod orders;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -27,13 +30,13 @@ use crate::{
     vault::content::{Content, ContentError, Stored},
 };
 
-pub(super) const PAGE: usize = 4096;
+const PAGE: usize = 4096;
 
 /// A small source of chance, so that a case can be repeated.
-pub(super) struct Chance(pub u64);
+struct Chance(u64);
 
 impl Chance {
-    pub fn below(&mut self, n: usize) -> usize {
+    fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -43,10 +46,10 @@ impl Chance {
 
 /// A file on the disk.
 #[derive(Clone, Debug, Default)]
-pub(super) struct DiskFile(pub Arc<StdMutex<Inner>>);
+struct DiskFile(Arc<StdMutex<Inner>>);
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inner {
+struct Inner {
     bytes: Vec<u8>,
     durable: Vec<u8>,
     /// What each page has been since the last sync, and how long the file was.
@@ -87,12 +90,12 @@ impl Inner {
 }
 
 impl DiskFile {
-    pub fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
     }
 
     /// Ends all that was not synced: each page is one of those it has been, and so is the length.
-    pub fn lose_power(&self, chance: &mut Chance) {
+    fn lose_power(&self, chance: &mut Chance) {
         let inner = &mut *self.inner();
         let lengths = std::mem::take(&mut inner.lengths);
         let len = match chance.below(lengths.len() + 1) {
@@ -289,17 +292,17 @@ fn key() -> MacKey {
     MacKey::new(KeyBytes::copy_of(&[9; 32]))
 }
 
-pub(super) fn journal_in(log: &DiskFile) -> Arc<Journal<DiskFile>> {
+fn journal_in(log: &DiskFile) -> Arc<Journal<DiskFile>> {
     journal_beside(log, Vec::new())
 }
 
-pub(super) fn journal_beside(log: &DiskFile, others: Vec<DiskFile>) -> Arc<Journal<DiskFile>> {
+fn journal_beside(log: &DiskFile, others: Vec<DiskFile>) -> Arc<Journal<DiskFile>> {
     let log = log.clone();
     let home = Box::new(SmallHome { log, others });
     Arc::new(Journal::new(home, VaultId([1; 16]), key(), 2))
 }
 
-pub(super) fn layout() -> Layout {
+fn layout() -> Layout {
     Layout::new(Suite::Aes256GcmSiv, 4096).unwrap()
 }
 
@@ -309,18 +312,18 @@ fn header(number: u8) -> FileHeader {
     FileHeader::new(Suite::Aes256GcmSiv, Epoch(1), file, directory, data_key)
 }
 
-pub(super) type OnDisk = Content<Journaled<DiskFile>>;
+type OnDisk = Content<Journaled<DiskFile>>;
 
 /// A file, what it has been since it was last made durable, and what it was then.
-pub(super) struct Tracked {
-    pub number: u8,
-    pub disk: DiskFile,
-    pub content: OnDisk,
-    pub now: Vec<u8>,
-    pub since: Vec<Vec<u8>>,
+struct Tracked {
+    number: u8,
+    disk: DiskFile,
+    content: OnDisk,
+    now: Vec<u8>,
+    since: Vec<Vec<u8>>,
 }
 
-pub(super) fn open(number: u8, disk: &DiskFile, journal: &Arc<Journal<DiskFile>>) -> Result<OnDisk, ContentError> {
+fn open(number: u8, disk: &DiskFile, journal: &Arc<Journal<DiskFile>>) -> Result<OnDisk, ContentError> {
     let header = header(number);
     let mut preamble = [0; PREAMBLE_SIZE as usize];
     let got = disk.read_at(&mut preamble, 0).unwrap();
@@ -392,7 +395,7 @@ impl Tracked {
     }
 
     /// Checks every block after a crash; returns what there is.
-    pub fn check(&self) -> Vec<u8> {
+    fn check(&self) -> Vec<u8> {
         let content = &self.content;
         let size = content.size().0 as usize;
         let lengths = || self.since.iter().map(Vec::len);
@@ -424,7 +427,7 @@ impl Tracked {
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Op {
+enum Op {
     Write(u64, usize, u8),
     SetSize(u64),
     Punch(u64, u64),
@@ -454,7 +457,7 @@ fn ops() -> impl Strategy<Value = Vec<(bool, Op)>> {
     proptest::collection::vec((any::<bool>(), op), 1..60)
 }
 
-pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed | 1)
         .collect()
@@ -502,7 +505,7 @@ fn act(file: &mut Tracked, journal: &Arc<Journal<DiskFile>>, op: &Op) {
 }
 
 /// Recovers the files; without power after so many changes.
-pub(super) fn recover(files: &[Tracked], log: &DiskFile, changes: Option<usize>, chance: &mut Chance) {
+fn recover(files: &[Tracked], log: &DiskFile, changes: Option<usize>, chance: &mut Chance) {
     let bytes = log.inner().bytes.clone();
     let Ok(header) = JournalHeader::decode(&bytes, &key()) else {
         return;

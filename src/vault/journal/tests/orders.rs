@@ -11,10 +11,7 @@ use shuttle::{
     thread,
 };
 
-use super::{
-    Journal,
-    tests::{Chance, DiskFile, OnDisk, PAGE, Tracked, journal_beside, journal_in, open, pattern, recover},
-};
+use super::{Chance, DiskFile, Journal, OnDisk, PAGE, Tracked, journal_beside, journal_in, open, pattern, recover};
 use crate::{
     backing::Storage,
     units::{PlainOffset, PlainSize},
