@@ -1,9 +1,13 @@
 //! The command line: arguments in; standard output, standard error and exit code out. Nothing is mounted here.
 
 use std::{
+    ffi::OsString,
     fs,
     io::Write,
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -211,6 +215,12 @@ fn init_makes_a_vault_and_says_nothing() {
             .err
             .starts_with("hushfs: vault: holds a keystore.hush and nothing else")
     );
+}
+
+fn names_in(path: &Path) -> Vec<OsString> {
+    let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
 }
 
 fn first_entry(path: &Path) -> String {
@@ -689,6 +699,31 @@ fn export_copies_without_replacing_anything() {
     );
     assert_eq!(place.run("export --key-file key vault dir/b b"), given(0, "", ""));
     assert_eq!(place.run("export --key-file key vault dir/b b").code, 1);
+}
+
+#[test]
+fn nothing_else_is_written_into_the_vault() {
+    let place = Place::with_vault();
+    place.fill();
+    symlink("vault", place.path("link")).unwrap();
+    let before = names_in(&place.path("vault"));
+    for (arguments, path) in [
+        ("export --key-file key vault / vault/plain", "vault/plain"),
+        ("export --key-file key vault a link/a", "link/a"),
+        ("export --key-file key link dir vault/../vault/dir", "vault/../vault/dir"),
+        ("snapshot --key-file key -o vault/snapshot vault", "vault/snapshot"),
+        ("mount --key-file key --log-file vault/log vault pass", "vault/log"),
+        ("mount --key-file key -o log-file=link/log vault pass", "link/log"),
+        // Before a secret is asked for.
+        ("export vault / vault/plain", "vault/plain"),
+    ] {
+        let message = format!(
+            "hushfs: {path}: would lie in the vault itself, among what is encrypted: name a place outside\n"
+        );
+        assert_eq!(place.run(arguments), given(2, "", &message), "{arguments}");
+    }
+    assert_eq!(names_in(&place.path("vault")), before);
+    assert_eq!(place.run("export --key-file key vault / vaults"), given(0, "", ""));
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub enum CliError {
     NotMounted { mountpoint: PathBuf },
     /// The mountpoint is the vault or inside it.
     MountpointInVault { mountpoint: PathBuf },
+    /// What a command is to write would be in the vault.
+    OutputInVault { path: PathBuf },
     /// The vault stays locked although the mount is gone.
     StillWriting { vault: PathBuf },
     /// Something in the vault cannot be read.
@@ -294,6 +296,7 @@ impl CliError {
             | CliError::NoKeyId { .. }
             | CliError::NotDirectory { .. }
             | CliError::NoShareCode
+            | CliError::OutputInVault { .. }
             | CliError::ResumeInVault { .. }
             | CliError::ResumeOther { .. }
             | CliError::NoModule => USAGE,
@@ -625,6 +628,11 @@ impl fmt::Display for CliError {
                 f,
                 "{}: is in the vault itself: name a directory outside",
                 mountpoint.display()
+            ),
+            CliError::OutputInVault { path } => write!(
+                f,
+                "{}: would lie in the vault itself, among what is encrypted: name a place outside",
+                path.display()
             ),
             CliError::StillWriting { vault } => write!(
                 f,
