@@ -393,6 +393,7 @@ fn open_code(error: &OpenError) -> u8 {
         OpenError::Key(error) => key_code(error),
         OpenError::WrongCustomerKey => WRONG_SECRET,
         OpenError::NoCustomerKeys => KEY_REFUSED,
+        OpenError::KeystoreOfVault { .. } => USAGE,
         OpenError::Newer { .. } => NEWER,
         OpenError::InUse { .. } => IN_USE,
         OpenError::Unlock(UnlockError::NoSuchSlot(_) | UnlockError::NoSlotOfKind(_) | UnlockError::WrongSecret(_)) => {

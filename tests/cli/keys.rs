@@ -419,6 +419,33 @@ fn a_keystore_is_made_where_none_is() {
 }
 
 #[test]
+fn the_keystore_of_a_vault_is_used_with_that_vault_only() {
+    let place = Place::with_vault();
+    place.write("policy", b"{}");
+    for command in [
+        "mount --audit per-file --keystore vault --key-file key vault pass",
+        "mount --audit per-file -o keystore=vault,key-file=key vault pass",
+        "ls --keystore vault --key-file key vault",
+        "agent --foreground --socket socket --keystore vault --key-file key",
+        "init --keystore vault --key-file key second",
+        "key create --keystore vault --key-file key",
+        "key policy set --file policy --keystore vault --key-file key alias/hushfs/default",
+        "slot test --keystore vault --key-file key",
+        "keystore audit on --keystore vault --key-file key",
+        "audit show --keystore vault",
+        "seal --keystore vault --key alias/hushfs/default --key-file key pass",
+    ] {
+        place.refused(
+            command,
+            2,
+            "vault: is a vault: --keystore names a keystore outside vaults, and without it a vault's own one is used",
+        );
+    }
+    assert!(!place.path("pass.hush").exists());
+    assert_eq!(place.run("key list --key-file key vault").code, 0);
+}
+
+#[test]
 fn the_default_keystore_serves_vaults_without_one() {
     let place = Place::new();
     assert_eq!(place.run(&format!("keystore init {KEY}")), done());

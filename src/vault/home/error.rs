@@ -25,6 +25,8 @@ pub enum OpenError {
     KeystoreMissing { path: PathBuf },
     /// There is no keystore in this directory.
     NoKeystore { path: PathBuf },
+    /// The keystore that was named as one of its own lies in a vault, whose lock guards it.
+    KeystoreOfVault { path: PathBuf },
     /// Another process uses the vault.
     InUse { path: PathBuf },
     /// A file was made by a newer version: its format version, or none when it is a feature.
@@ -99,6 +101,11 @@ impl fmt::Display for OpenError {
             OpenError::NoKeystore { path } => write!(
                 f,
                 "{}: no keystore ({KEYSTORE}) there: name a vault or --keystore, or make one with `hushfs keystore init`",
+                path.display()
+            ),
+            OpenError::KeystoreOfVault { path } => write!(
+                f,
+                "{}: is a vault: --keystore names a keystore outside vaults, and without it a vault's own one is used",
                 path.display()
             ),
             OpenError::InUse { path } => write!(

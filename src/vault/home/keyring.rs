@@ -22,6 +22,7 @@ use crate::{
     format::{
         FormatError,
         keystore::{Slot, SlotId, UnverifiedKeystoreFile},
+        name::VAULT_HEADER,
     },
     ids::KeyId,
     keystore::{KeystoreError, LocalKeystore, Principal, Providers, SlotChoice, Unlock, local::Tried},
@@ -78,7 +79,7 @@ impl KeystoreHome {
     ///
     /// # Errors
     ///
-    /// Everything that can be told without a secret.
+    /// Everything that can be told without a secret. [`OpenError::KeystoreOfVault`] for one in a vault.
     pub fn enter(path: &Path) -> Result<Self, OpenError> {
         let no_keystore = || OpenError::NoKeystore { path: path.to_owned() };
         let dir = Dir::open(path).map_err(|source| match source.kind() {
@@ -89,7 +90,15 @@ impl KeystoreHome {
             },
         })?;
         let bytes = read(&dir, path)?.ok_or_else(no_keystore)?;
-        Self::new(path, dir, bytes, false)
+        match dir.stat(VAULT_HEADER) {
+            // Changed under the lock of its directory alone, and recorded in a log outside vaults, it would be two keystores in one.
+            Ok(_) => Err(OpenError::KeystoreOfVault { path: path.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::new(path, dir, bytes, false),
+            Err(source) => Err(OpenError::Io {
+                path: path.join(VAULT_HEADER),
+                source,
+            }),
+        }
     }
 
     /// Takes the keystore of a vault, whose lock guards it; nothing when the vault has none.

@@ -405,6 +405,18 @@ fn a_keystore_of_its_own_knows_its_vaults() {
     ));
 }
 
+#[test]
+fn the_keystore_of_a_vault_is_not_taken_for_one_of_its_own() {
+    let (temp, open) = vault();
+    drop(open);
+    assert!(matches!(
+        KeystoreHome::enter(temp.path()).map(drop),
+        Err(OpenError::KeystoreOfVault { path }) if path == temp.path()
+    ));
+    fs::remove_file(temp.path().join(VAULT_HEADER)).unwrap();
+    assert!(KeystoreHome::enter(temp.path()).is_ok());
+}
+
 /// A crash while a vault is made leaves its header without a record.
 #[test]
 fn a_vault_that_its_keystore_does_not_know_yet_opens_and_is_recorded() {
