@@ -175,18 +175,20 @@ pub fn read_small(path: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
     Ok(contents)
 }
 
-/// Makes sure that a vault is that of who shared it, or says what to compare.
-pub fn check_share_code(args: &DeviceArgs, opened: ShareCode) -> CliResult {
+/// Makes sure that a vault is that of who shared it, by the codes of the slots that the identity opens, or says what to compare.
+pub fn check_share_code(args: &DeviceArgs, codes: &[ShareCode]) -> CliResult {
     let Some(told) = &args.share_code else {
+        let codes: Vec<_> = codes.iter().map(ShareCode::to_string).collect();
         eprintln!(
             "hushfs: warning: whoever can write to a vault can make one that this identity opens: ask who shared it \
-             whether the share code is {opened}, then give it with --share-code"
+             whether the share code is {}, then give it with --share-code",
+            codes.join(" or ")
         );
         return Ok(());
     };
     match ShareCode::from_text(told) {
         None => Err(CliError::NoShareCode),
-        Some(told) if told != opened => Err(CliError::OtherShareCode),
+        Some(told) if !codes.contains(&told) => Err(CliError::OtherShareCode),
         Some(_) => Ok(()),
     }
 }

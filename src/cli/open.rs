@@ -152,8 +152,14 @@ fn open_keystore(
     };
     let unlock = secret::unlock(&asked, args)?;
     let opened = open(&unlock, &choice(claimed, args.slot.as_deref()), providers)?;
-    if let Unlock::Identity(_) = unlock {
-        devices::check_share_code(&args.devices, opened.keystore().share_code(opened.slot)?)?;
+    if let Unlock::Identity(identity) = &unlock {
+        let keystore = opened.keystore();
+        // It was the first slot of theirs that opened, and the code may be that of another.
+        let codes = match &args.slot {
+            Some(_) => vec![keystore.share_code(opened.slot)?],
+            None => keystore.share_codes_of(identity.recipient())?,
+        };
+        devices::check_share_code(&args.devices, &codes)?;
     }
     Ok(opened)
 }

@@ -419,6 +419,49 @@ fn a_keystore_is_made_where_none_is() {
 }
 
 #[test]
+fn who_was_shared_with_twice_may_give_either_code_and_no_other_s() {
+    let place = Place::with_vault();
+    place.fill();
+    let share = |identity: &str, name: &str| {
+        let shown = place.run(&format!("recipient show {identity}"));
+        place.write("recipient", shown.out.as_bytes());
+        let shared = place.run(&format!("share add --name {name} {KEY} vault recipient"));
+        assert_eq!(shared.code, 0, "{}", shared.err);
+        shared.out.trim().to_owned()
+    };
+    for identity in ["ada", "bob"] {
+        assert_eq!(place.run(&format!("recipient generate {identity}")).code, 0);
+    }
+    let codes = [share("bob", "b1"), share("bob", "b2"), share("ada", "a")];
+    let listed = |options: &str| place.run(&format!("ls {options}--identity bob vault"));
+    let [first, second, other] = &codes;
+    let all = given(0, "a\ndir\nlink\n", "");
+    for options in [
+        format!("--share-code {first} "),
+        format!("--share-code {second} "),
+        format!("--slot b2 --share-code {second} "),
+    ] {
+        assert_eq!(listed(&options), all, "{options}");
+    }
+    for options in [
+        format!("--share-code {other} "),
+        format!("--slot b2 --share-code {first} "),
+    ] {
+        let refused = listed(&options);
+        assert_eq!(refused.code, 4, "{options}");
+        assert!(refused.err.starts_with("hushfs: the vault has another share code: "));
+    }
+    let compare = |codes: String| format!("whether the share code is {codes}, then give it with --share-code\n");
+    let unasked = listed("");
+    assert!(
+        unasked.err.ends_with(&compare(format!("{first} or {second}"))),
+        "{}",
+        unasked.err
+    );
+    assert!(listed("--slot b2 ").err.ends_with(&compare(second.clone())));
+}
+
+#[test]
 fn the_keystore_of_a_vault_is_used_with_that_vault_only() {
     let place = Place::with_vault();
     place.write("policy", b"{}");

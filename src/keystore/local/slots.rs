@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::{KeystoreError, LocalKeystore, Made, next_material};
 use crate::{
-    crypto::{keys::KeystoreRoot, random, wrap},
-    format::keystore::{AuditSettings, KeyRecord, LABEL_LEN_MAX, MaterialCause, SLOTS_MAX, Slot, SlotId, material_aad},
+    crypto::{keys::KeystoreRoot, random, recipient::Recipient, wrap},
+    format::keystore::{
+        AuditSettings, KeyRecord, LABEL_LEN_MAX, MaterialCause, SLOTS_MAX, Slot, SlotId, SlotKind, material_aad,
+    },
     ids::KeyId,
     keystore::{
         identity::ShareCode,
@@ -102,6 +104,18 @@ impl LocalKeystore {
         authenticator(record, self.body.id, &self.root)
             .map(|authenticator| ShareCode(authenticator.share_code()))
             .map_err(|_| KeystoreError::UnusableSlot { slot })
+    }
+
+    /// Returns the share code of each slot of a recipient, by rising id: who was shared with twice was told two.
+    ///
+    /// # Errors
+    ///
+    /// As for [`share_code`](Self::share_code).
+    pub fn share_codes_of(&self, recipient: &Recipient) -> Result<Vec<ShareCode>, KeystoreError> {
+        let is_theirs =
+            |slot: &&Slot| matches!(&slot.kind, SlotKind::Recipient { recipient: own, .. } if own == recipient.as_bytes());
+        let slots = self.body.slots.iter().filter(is_theirs);
+        slots.map(|slot| self.share_code(slot.id)).collect()
     }
 
     pub(super) fn slot_index(&self, slot: SlotId) -> Result<usize, KeystoreError> {
