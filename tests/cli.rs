@@ -218,7 +218,10 @@ fn init_makes_a_vault_and_says_nothing() {
 }
 
 fn names_in(path: &Path) -> Vec<OsString> {
-    let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     names.sort();
     names
 }
@@ -550,12 +553,23 @@ slot   3 \"key file 2\", key file, TIME (opened it now)
     );
     assert_eq!(
         place.run("slot remove --key-file key vault laptop"),
-        given(0, "", &rekeyed(2))
+        given(
+            0,
+            "",
+            &format!(
+                "hushfs: removed slot 2 \"laptop\", passphrase (Argon2id, 64 MiB, 3 passes)\n{}",
+                rekeyed(2)
+            )
+        )
     );
     assert_eq!(place.run("ls --passfile pass vault").code, 3);
     assert_eq!(
         place.run("slot remove --key-file key vault 3"),
-        given(0, "", &rekeyed(3))
+        given(
+            0,
+            "",
+            &format!("hushfs: removed slot 3 \"key file 2\", key file\n{}", rekeyed(3))
+        )
     );
     assert_eq!(
         place.run("slot remove --key-file key vault 1"),
@@ -569,6 +583,56 @@ slot   3 \"key file 2\", key file, TIME (opened it now)
     assert_eq!((recovery.code, recovery.err.as_str()), (0, ""));
     place.write("recovery", recovery.out.as_bytes());
     assert_eq!(place.run("ls --passfile recovery vault"), given(0, "", ""));
+}
+
+#[test]
+fn a_slot_is_not_called_by_a_number() {
+    let place = Place::with_vault();
+    for name in ["1", "2", "007", "+1"] {
+        let message = format!(
+            "hushfs: {name:?}: a slot cannot be called by a number, which may be another's: choose a name with letters\n"
+        );
+        for command in [
+            format!("slot add --key-file key --name {name} --new-key-file stick --generate vault"),
+            format!("share add --key-file key --name {name} vault recipient"),
+        ] {
+            assert_eq!(place.run(&command), given(2, "", &message), "{command}");
+        }
+    }
+    assert!(!place.path("stick").exists());
+    let named = place.run("slot add --key-file key --name 1st --new-key-file stick --generate vault");
+    assert_eq!(named, given(0, "", ""));
+}
+
+#[test]
+fn a_slot_that_is_called_by_its_kind_is_called_by_the_new_one() {
+    let place = Place::with_vault();
+    assert_eq!(
+        place.run("slot add --key-file key --name stick --new-key-file stick --generate vault"),
+        given(0, "", "")
+    );
+    let changed = place.run(&format!("passwd --key-file key {KDF} --new-passfile pass vault"));
+    assert_eq!(
+        changed,
+        given(
+            0,
+            "",
+            "\
+hushfs: new files use epoch 2; `hushfs rewrap` moves the others to it
+hushfs: slot 1 was called \"key file\", and is \"passphrase\" now
+"
+        )
+    );
+    let recovery = place.run("passwd --key-file stick --new-recovery vault");
+    assert!(!recovery.err.contains("called"), "{}", recovery.err);
+    place.write("recovery", recovery.out.as_bytes());
+    assert_eq!(
+        normal(&place.run("slot list --passfile recovery vault").out),
+        "\
+slot   1 \"passphrase\", passphrase (Argon2id, 64 MiB, 3 passes), TIME
+slot   2 \"stick\", recovery key, TIME (opened it now)
+"
+    );
 }
 
 #[test]
@@ -710,16 +774,18 @@ fn nothing_else_is_written_into_the_vault() {
     for (arguments, path) in [
         ("export --key-file key vault / vault/plain", "vault/plain"),
         ("export --key-file key vault a link/a", "link/a"),
-        ("export --key-file key link dir vault/../vault/dir", "vault/../vault/dir"),
+        (
+            "export --key-file key link dir vault/../vault/dir",
+            "vault/../vault/dir",
+        ),
         ("snapshot --key-file key -o vault/snapshot vault", "vault/snapshot"),
         ("mount --key-file key --log-file vault/log vault pass", "vault/log"),
         ("mount --key-file key -o log-file=link/log vault pass", "link/log"),
         // Before a secret is asked for.
         ("export vault / vault/plain", "vault/plain"),
     ] {
-        let message = format!(
-            "hushfs: {path}: would lie in the vault itself, among what is encrypted: name a place outside\n"
-        );
+        let message =
+            format!("hushfs: {path}: would lie in the vault itself, among what is encrypted: name a place outside\n");
         assert_eq!(place.run(arguments), given(2, "", &message), "{arguments}");
     }
     assert_eq!(names_in(&place.path("vault")), before);

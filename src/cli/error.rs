@@ -162,6 +162,8 @@ pub enum CliError {
     NoSuchSlot { slot: String },
     /// A secret was tried on some slots, which were printed, and opens none.
     NoSlotOpens { tried: usize },
+    /// The name of a slot could be the number of another.
+    NumberAsName { name: String },
     /// Nothing is shared with them.
     NotShared { who: String },
     /// The slot to change has to be named.
@@ -284,6 +286,7 @@ impl CliError {
             | CliError::AuditTime(_)
             | CliError::NoTerminal
             | CliError::WhichSlot
+            | CliError::NumberAsName { .. }
             | CliError::WhichKeystore
             | CliError::Context(_)
             | CliError::EmptyPolicy { .. }
@@ -738,6 +741,10 @@ impl fmt::Display for CliError {
             CliError::NoSuchSlot { slot } => write!(f, "no slot {slot:?}: `hushfs info` lists them"),
             CliError::NoSlotOpens { tried: 0 } => f.write_str("no slot is for such a secret: `hushfs info` lists them"),
             CliError::NoSlotOpens { .. } => f.write_str("no slot opens with it"),
+            CliError::NumberAsName { name } => write!(
+                f,
+                "{name:?}: a slot cannot be called by a number, which may be another's: choose a name with letters"
+            ),
             CliError::NotShared { who } => write!(f, "not shared with {who:?}: `hushfs share list` says with whom"),
             CliError::WhichSlot => f.write_str("which passphrase is to be changed: name its slot with --change"),
             CliError::WhichKeystore => {

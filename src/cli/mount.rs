@@ -38,7 +38,11 @@ const UNMOUNT_POLL: Duration = Duration::from_millis(10);
 /// Mounts a vault, in the background unless told otherwise.
 pub fn mount(mut args: MountArgs) -> CliResult {
     let kernel_options = options::apply(&mut args)?;
-    let log = args.log_file.as_deref().map(|path| open_log(path, &args.vault)).transpose()?;
+    let log = args
+        .log_file
+        .as_deref()
+        .map(|path| open_log(path, &args.vault))
+        .transpose()?;
     if args.foreground {
         if let Some(log) = log {
             rustix::stdio::dup2_stderr(log).map_err(|errno| CliError::System {

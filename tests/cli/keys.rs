@@ -615,7 +615,10 @@ fn a_vault_catches_up_with_its_keystore_when_it_is_opened_for_writing() {
         given(
             0,
             "",
-            "hushfs: 2 keys with a new version; a vault uses it for new files from its next mount on\n"
+            "\
+hushfs: removed slot 2 \"stick\", key file
+hushfs: 2 keys with a new version; a vault uses it for new files from its next mount on
+"
         )
     );
     place.run(&format!("rewrap --keystore keys {KEY} second"));

@@ -11,7 +11,7 @@ use crate::{
     ids::KeyId,
     keystore::{
         identity::ShareCode,
-        secret::{NewSecret, NewSecretError},
+        secret::{NewSecret, NewSecretError, SecretKind},
         slot::{SlotDraft, authenticator, seal_again},
     },
 };
@@ -75,7 +75,8 @@ impl LocalKeystore {
         self.rekey(&slots, now)
     }
 
-    /// Gives a slot another secret, of the same or another kind, and shuts out who holds the one before.
+    /// Gives a slot another secret, of the same or another kind, and shuts out who holds the one before. A slot that is called by its kind is
+    /// then called by the new one.
     ///
     /// # Errors
     ///
@@ -84,7 +85,7 @@ impl LocalKeystore {
         let at = self.slot_index(slot)?;
         let created = self.clock(now);
         let mut slots = self.body.slots.clone();
-        let label = &self.body.slots[at].label;
+        let label = &self.label_with(at, secret.kind());
         slots[at] = self.seal_slot(&SlotDraft {
             id: slot,
             label,
@@ -112,8 +113,7 @@ impl LocalKeystore {
     ///
     /// As for [`share_code`](Self::share_code).
     pub fn share_codes_of(&self, recipient: &Recipient) -> Result<Vec<ShareCode>, KeystoreError> {
-        let is_theirs =
-            |slot: &&Slot| matches!(&slot.kind, SlotKind::Recipient { recipient: own, .. } if own == recipient.as_bytes());
+        let is_theirs = |slot: &&Slot| matches!(&slot.kind, SlotKind::Recipient { recipient: own, .. } if own == recipient.as_bytes());
         let slots = self.body.slots.iter().filter(is_theirs);
         slots.map(|slot| self.share_code(slot.id)).collect()
     }
@@ -123,6 +123,16 @@ impl LocalKeystore {
             .slots
             .binary_search_by_key(&slot, |other| other.id)
             .map_err(|_| KeystoreError::NoSuchSlot { slot })
+    }
+
+    /// Returns the label of a slot once it has a secret of a kind.
+    fn label_with(&self, at: usize, kind: SecretKind) -> String {
+        let slots = &self.body.slots;
+        let slot = &slots[at];
+        match SecretKind::of(&slot.kind) != kind && is_called_by_its_kind(slot) {
+            true => free_label(slots, &kind.to_string()),
+            false => slot.label.clone(),
+        }
     }
 
     fn seal_slot(&self, draft: &SlotDraft<'_>) -> Result<Slot, KeystoreError> {
@@ -190,6 +200,32 @@ impl LocalKeystore {
             self.body.set_audit_settings(settings);
         }
     }
+}
+
+/// Returns a label for a slot of a kind that no slot has.
+pub fn free_label(slots: &[Slot], kind: &str) -> String {
+    let labels = (1..).map(|number| match number {
+        1 => kind.to_owned(),
+        _ => format!("{kind} {number}"),
+    });
+    let mut free = labels.filter(|label| slots.iter().all(|slot| slot.label != *label));
+    free.next().expect("there are more numbers than slots")
+}
+
+/// Tells whether a slot has such a label as one gets that nobody has named.
+fn is_called_by_its_kind(slot: &Slot) -> bool {
+    let kind = SecretKind::of(&slot.kind).to_string();
+    let names: &[&str] = match &slot.kind {
+        SlotKind::Recipient { .. } => &["recipient"],
+        SlotKind::Remote { .. } => &[&kind, "AWS KMS"],
+        _ => &[&kind],
+    };
+    let is_numbered = |rest: &str| {
+        rest.strip_prefix(' ')
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let mut rests = names.iter().filter_map(|name| slot.label.strip_prefix(name));
+    rests.any(|rest| rest.is_empty() || is_numbered(rest))
 }
 
 /// All that hangs on the root of a keystore, under a new one.
