@@ -257,7 +257,7 @@ fn init_refuses_what_no_vault_can_be() {
     );
     assert_eq!(
         place.run("init --key-file pass vault"),
-        given(3, "", "hushfs: a key file has 32 to 1048576 bytes; this has 14\n")
+        given(2, "", "hushfs: pass: a key file has 32 to 1048576 bytes; this has 14\n")
     );
     place.write("hush1", b"hush1-abc\n");
     assert_eq!(
@@ -348,7 +348,53 @@ fn what_gives_no_secret_is_named() {
         ),
         ("ls --passfile none vault", 1, "none: No such file or directory"),
         ("ls --passfile empty vault", 1, "empty: has no line with a passphrase"),
-        ("ls --passfile blank vault", 3, "the passphrase is empty"),
+        ("ls --passfile blank vault", 3, "blank: the passphrase is empty"),
+        (
+            "ls --extpass echo vault",
+            3,
+            "the command of --extpass: the passphrase is empty",
+        ),
+        (
+            "ls --key-file pass vault",
+            3,
+            "pass: a key file has 32 to 1048576 bytes; this has 14",
+        ),
+        (
+            "slot add --passfile pass --new-key-file other vault",
+            2,
+            "other: a key file has 32 to 1048576 bytes; this has 15",
+        ),
+        (
+            "passwd --passfile pass --new-passfile blank vault",
+            2,
+            "blank: the passphrase is empty",
+        ),
+        ("init --passfile blank new", 2, "blank: the passphrase is empty"),
+        (
+            "slot add --passfile pass vault",
+            2,
+            "no new passphrase: standard input is not a terminal to ask on: use --new-passfile, --new-extpass, --new-passfd or --new-key-file",
+        ),
+        (
+            "passwd --passfile pass vault",
+            2,
+            "no new passphrase: standard input is not a terminal to ask on: use --new-passfile, --new-extpass, --new-passfd or --new-key-file",
+        ),
+        (
+            "ls --passfile pass --customer-key-prompt vault",
+            2,
+            "no customer key: standard input is not a terminal to ask on: use --customer-key or --customer-key-fd",
+        ),
+        (
+            "vault customer-key add --passfile pass --new-customer-key-prompt vault",
+            2,
+            "no new customer key: standard input is not a terminal to ask on: use --new-customer-key",
+        ),
+        (
+            "recipient generate --lock identity",
+            2,
+            "no passphrase: standard input is not a terminal to ask on: use --passfile, --extpass or --passfd",
+        ),
         ("ls --passfd 77 vault", 1, "file descriptor 77: Bad file descriptor"),
         (
             "ls --extpass false vault",
@@ -424,17 +470,17 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
     expect(
         ls,
         4,
-        "vault.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
+        "vault/vault.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
     );
     place.write("vault/vault.hush", &header[..30]);
     expect(
         "info vault",
         4,
-        "vault.hush: cut short: put it back from a backup or the sync tool's history",
+        "vault/vault.hush: cut short: put it back from a backup or the sync tool's history",
     );
     place.write("vault/vault.hush", &header);
     place.damage("vault/vault.hush", |bytes| bytes[8] = 9);
-    let newer = "vault.hush: made by a newer hushfs (format version 9): use a newer hushfs";
+    let newer = "vault/vault.hush: made by a newer hushfs (format version 9): use a newer hushfs";
     expect(ls, 5, newer);
     expect("info vault", 5, newer);
     place.write("vault/vault.hush", &header);
@@ -442,7 +488,7 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
     expect(
         ls,
         4,
-        "keystore.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
+        "vault/keystore.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
     );
     fs::remove_file(place.path("vault/keystore.hush")).unwrap();
     expect(

@@ -140,7 +140,7 @@ fn open_recovered(args: &VaultArgs, lock: Lock) -> CliResult<(Vault, VaultHome)>
 fn without_key(args: &FsckArgs, stops: &dyn Fn() -> bool, report: &Report<'_>) -> CliResult<fsck::Summary> {
     let home = VaultHome::enter_for_agent(&args.vault.vault, Lock::Shared)?;
     let layout = home.claims().layout().map_err(|error| OpenError::Damaged {
-        file: VAULT_HEADER,
+        path: args.vault.vault.join(VAULT_HEADER),
         error,
     })?;
     let checked = fsck::check_without_key(home.dir(), layout, stops, &mut |event| report.event(event));

@@ -76,6 +76,7 @@ pub fn run(words: &[String]) -> CliResult<KeyFile> {
         program: words[0].clone(),
         source,
     };
+    let as_key = |output| KeyFile::new(output).map_err(secret::size_of(&words[0]));
     let stdin = match io::stdin().is_terminal() {
         true => Stdio::inherit(),
         false => Stdio::null(),
@@ -99,7 +100,7 @@ pub fn run(words: &[String]) -> CliResult<KeyFile> {
         // It is cut short, and its status would tell of that.
         let _ = child.kill();
         let _ = child.wait();
-        return Ok(KeyFile::new(output)?);
+        return as_key(output);
     }
     let status = child.wait().map_err(failed)?;
     if !status.success() {
@@ -108,7 +109,7 @@ pub fn run(words: &[String]) -> CliResult<KeyFile> {
             status,
         });
     }
-    Ok(KeyFile::new(output)?)
+    as_key(output)
 }
 
 /// Reads to the end, or a byte more than a key may have.
@@ -201,12 +202,9 @@ fn ask_pin(args: &DeviceArgs) -> Box<crate::keystore::secret::AskPin> {
         let read = match (&file, number) {
             (Some(path), _) => secret::first_line_of_file(path),
             (None, Some(number)) => secret::read_passfd(number),
-            (None, None) => secret::ask(&format!("PIN of {of}: ")),
+            (None, None) => secret::ask(&format!("PIN of {of}: "), secret::PIN),
         };
-        read.map_err(|error| match error {
-            CliError::NoTerminal => io::Error::other("standard input is not a terminal to ask on: use --pin-file"),
-            error => io::Error::other(error.to_string()),
-        })
+        read.map_err(|error| io::Error::other(error.to_string()))
     })
 }
 
@@ -310,11 +308,14 @@ mod tests {
         assert!(ran(&["printf", "%032d", "7"]).is_ok());
         assert!(matches!(
             ran(&["printf", "%031d", "7"]),
-            Err(CliError::SecretSize(SecretSizeError::KeyFileSize(31)))
+            Err(CliError::SecretSize {
+                error: SecretSizeError::KeyFileSize(31),
+                ..
+            })
         ));
         assert!(matches!(
             ran(&["head", "-c", "2000000", "/dev/zero"]),
-            Err(CliError::SecretSize(SecretSizeError::KeyFileSize(size))) if size == KEY_FILE_SIZE_MAX + 1
+            Err(CliError::SecretSize { error: SecretSizeError::KeyFileSize(size), .. }) if size == KEY_FILE_SIZE_MAX + 1
         ));
         assert!(matches!(
             ran(&["sh", "-c", "printf %032d 7; exit 3"]),

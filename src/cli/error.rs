@@ -84,6 +84,8 @@ pub enum CliError {
     NoOutputName { path: PathBuf },
     /// There is no file to remove, or none was made of it.
     NothingToRemove,
+    /// What is to be removed is a symbolic link.
+    LinkToRemove { path: PathBuf },
     /// A file that was to be removed is not the one that was read.
     ChangedMeanwhile { path: PathBuf },
     /// A sealed file has another encryption context than was asked for.
@@ -148,16 +150,24 @@ pub enum CliError {
     NoLine { source: String },
     /// A line is too long to be a passphrase.
     LongLine { source: String },
-    /// What was given cannot be a secret.
-    SecretSize(SecretSizeError),
+    /// What was given cannot be a secret; where it came from, if that has a name.
+    SecretSize {
+        source: Option<String>,
+        error: SecretSizeError,
+    },
+    /// What was given cannot be a new secret.
+    NewSecretSize {
+        source: Option<String>,
+        error: SecretSizeError,
+    },
     /// What was given is no recovery key.
     RecoveryKey(RecoveryKeyError),
     /// A new passphrase looks like a recovery key.
     PassphraseLikeRecoveryKey,
     /// What is new was not typed the same twice.
     TypedDifferently,
-    /// There is nobody to ask.
-    NoTerminal,
+    /// There is nobody to ask for something, which these options would give.
+    NoTerminal { what: &'static str, options: &'static str },
     /// There is no such slot.
     NoSuchSlot { slot: String },
     /// A secret was tried on some slots, which were printed, and opens none.
@@ -258,7 +268,7 @@ impl CliError {
                 _ => DAMAGE,
             },
             CliError::CustomerKeySize { .. } | CliError::CustomerKeyText => WRONG_SECRET,
-            CliError::SecretSize(_) | CliError::RecoveryKey(_) | CliError::Identity { .. } => WRONG_SECRET,
+            CliError::SecretSize { .. } | CliError::RecoveryKey(_) | CliError::Identity { .. } => WRONG_SECRET,
             CliError::NoSlotOpens { .. } => WRONG_SECRET,
             CliError::OtherShareCode => BAD_VAULT,
             #[cfg(feature = "tpm2")]
@@ -279,12 +289,14 @@ impl CliError {
             CliError::SealedToTerminal
             | CliError::NoOutputName { .. }
             | CliError::NothingToRemove
+            | CliError::LinkToRemove { .. }
             | CliError::OnlyWithKeystore { .. }
             | CliError::FileAuditInVault
             | CliError::FileAuditByAgent
             | CliError::NotAudited { .. }
             | CliError::AuditTime(_)
-            | CliError::NoTerminal
+            | CliError::NoTerminal { .. }
+            | CliError::NewSecretSize { .. }
             | CliError::WhichSlot
             | CliError::NumberAsName { .. }
             | CliError::WhichKeystore
@@ -668,6 +680,11 @@ impl fmt::Display for CliError {
                 path.display()
             ),
             CliError::NothingToRemove => f.write_str("--remove removes one file when another was made of it: name both"),
+            CliError::LinkToRemove { path } => write!(
+                f,
+                "{}: a symbolic link, and --remove removes files: name the file itself",
+                path.display()
+            ),
             CliError::ChangedMeanwhile { path } => write!(
                 f,
                 "{}: was changed meanwhile, and not removed: what was made of it may be of the old or the new",
@@ -729,15 +746,18 @@ impl fmt::Display for CliError {
             CliError::TokenKey(error) => error.fmt(f),
             CliError::NoLine { source } => write!(f, "{source}: has no line with a passphrase"),
             CliError::LongLine { source } => write!(f, "{source}: too long for a passphrase: use --key-file"),
-            CliError::SecretSize(error) => error.fmt(f),
+            CliError::SecretSize { source, error } | CliError::NewSecretSize { source, error } => match source {
+                Some(source) => write!(f, "{source}: {error}"),
+                None => error.fmt(f),
+            },
             CliError::RecoveryKey(error) => error.fmt(f),
             CliError::PassphraseLikeRecoveryKey => {
                 f.write_str("a passphrase cannot look like a recovery key: choose another")
             }
             CliError::TypedDifferently => f.write_str("the second time it was typed differently: nothing was changed, try again"),
-            CliError::NoTerminal => f.write_str(
-                "no passphrase: standard input is not a terminal to ask on: use --passfile, --extpass, --passfd or --key-file",
-            ),
+            CliError::NoTerminal { what, options } => {
+                write!(f, "no {what}: standard input is not a terminal to ask on: use {options}")
+            }
             CliError::NoSuchSlot { slot } => write!(f, "no slot {slot:?}: `hushfs info` lists them"),
             CliError::NoSlotOpens { tried: 0 } => f.write_str("no slot is for such a secret: `hushfs info` lists them"),
             CliError::NoSlotOpens { .. } => f.write_str("no slot opens with it"),
@@ -891,6 +911,6 @@ impl From<AgentStartError> for CliError {
 
 impl From<SecretSizeError> for CliError {
     fn from(error: SecretSizeError) -> Self {
-        CliError::SecretSize(error)
+        CliError::SecretSize { source: None, error }
     }
 }

@@ -489,6 +489,27 @@ fn the_keystore_of_a_vault_is_used_with_that_vault_only() {
 }
 
 #[test]
+fn a_key_that_is_not_in_the_keystore_may_be_a_damaged_vault_header() {
+    let place = Place::with_vault();
+    let keys = place.json(&format!("key list --json {KEY} vault"));
+    let id = keys["keys"][0]["id"].as_str().unwrap();
+    let id = data_encoding::HEXLOWER.decode(id.as_bytes()).unwrap();
+    place.damage("vault/vault.hush", |bytes| {
+        let at = bytes.windows(id.len()).position(|window| window == id).unwrap();
+        bytes[at] ^= 1;
+    });
+    let refused = place.run(&format!("ls {KEY} vault"));
+    assert_eq!(refused.code, 10);
+    assert!(
+        refused.err.ends_with(
+            " is not in this keystore: it was deleted, another keystore is meant (--keystore), or vault.hush is damaged\n"
+        ),
+        "{}",
+        refused.err
+    );
+}
+
+#[test]
 fn the_default_keystore_serves_vaults_without_one() {
     let place = Place::new();
     assert_eq!(place.run(&format!("keystore init {KEY}")), done());
@@ -668,6 +689,14 @@ epoch 1, TIME
         )),
         "{}",
         cat.err
+    );
+    let rewrap = place.run(&format!("rewrap {KEY} --vault-key vault a"));
+    assert_eq!(rewrap.code, 9, "{}", rewrap.err);
+    let named = rewrap.err.lines().find(|line| line.starts_with("hushfs: a ("));
+    assert!(
+        named.is_some_and(|line| line.ends_with(&format!(".hush): its header is of epoch 2: key {old} is disabled"))),
+        "{}",
+        rewrap.err
     );
     let cat = place.run(&format!("cat {KEY} vault b"));
     assert_eq!((cat.code, cat.out.as_str()), (0, "new\n"));
@@ -905,7 +934,8 @@ suite    aes-256-gcm-siv
             .code,
         2
     );
-    assert_eq!(place.run(&format!("file info {KEY} vault dir")).code, 1);
+    place.refused(&format!("file info {KEY} vault dir"), 1, "dir: Is a directory");
+    place.refused(&format!("file info {KEY} vault link"), 1, "link: not a regular file");
     assert_eq!(place.run(&format!("rewrap {KEY} --key alias/none vault dir")).code, 10);
 
     // The key goes with the last file and directory that have it.
