@@ -16,6 +16,7 @@ mod keys;
 mod mount;
 mod open;
 mod options;
+mod outside;
 mod process;
 mod progress;
 mod record;

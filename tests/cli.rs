@@ -1,9 +1,13 @@
 //! The command line: arguments in; standard output, standard error and exit code out. Nothing is mounted here.
 
 use std::{
+    ffi::OsString,
     fs,
     io::Write,
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -213,6 +217,15 @@ fn init_makes_a_vault_and_says_nothing() {
     );
 }
 
+fn names_in(path: &Path) -> Vec<OsString> {
+    let mut names: Vec<_> = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    names
+}
+
 fn first_entry(path: &Path) -> String {
     let dir = Dir::open(path).unwrap();
     let mut stream = dir.stream().unwrap();
@@ -244,7 +257,7 @@ fn init_refuses_what_no_vault_can_be() {
     );
     assert_eq!(
         place.run("init --key-file pass vault"),
-        given(3, "", "hushfs: a key file has 32 to 1048576 bytes; this has 14\n")
+        given(2, "", "hushfs: pass: a key file has 32 to 1048576 bytes; this has 14\n")
     );
     place.write("hush1", b"hush1-abc\n");
     assert_eq!(
@@ -335,7 +348,53 @@ fn what_gives_no_secret_is_named() {
         ),
         ("ls --passfile none vault", 1, "none: No such file or directory"),
         ("ls --passfile empty vault", 1, "empty: has no line with a passphrase"),
-        ("ls --passfile blank vault", 3, "the passphrase is empty"),
+        ("ls --passfile blank vault", 3, "blank: the passphrase is empty"),
+        (
+            "ls --extpass echo vault",
+            3,
+            "the command of --extpass: the passphrase is empty",
+        ),
+        (
+            "ls --key-file pass vault",
+            3,
+            "pass: a key file has 32 to 1048576 bytes; this has 14",
+        ),
+        (
+            "slot add --passfile pass --new-key-file other vault",
+            2,
+            "other: a key file has 32 to 1048576 bytes; this has 15",
+        ),
+        (
+            "passwd --passfile pass --new-passfile blank vault",
+            2,
+            "blank: the passphrase is empty",
+        ),
+        ("init --passfile blank new", 2, "blank: the passphrase is empty"),
+        (
+            "slot add --passfile pass vault",
+            2,
+            "no new passphrase: standard input is not a terminal to ask on: use --new-passfile, --new-extpass, --new-passfd or --new-key-file",
+        ),
+        (
+            "passwd --passfile pass vault",
+            2,
+            "no new passphrase: standard input is not a terminal to ask on: use --new-passfile, --new-extpass, --new-passfd or --new-key-file",
+        ),
+        (
+            "ls --passfile pass --customer-key-prompt vault",
+            2,
+            "no customer key: standard input is not a terminal to ask on: use --customer-key or --customer-key-fd",
+        ),
+        (
+            "vault customer-key add --passfile pass --new-customer-key-prompt vault",
+            2,
+            "no new customer key: standard input is not a terminal to ask on: use --new-customer-key",
+        ),
+        (
+            "recipient generate --lock identity",
+            2,
+            "no passphrase: standard input is not a terminal to ask on: use --passfile, --extpass or --passfd",
+        ),
         ("ls --passfd 77 vault", 1, "file descriptor 77: Bad file descriptor"),
         (
             "ls --extpass false vault",
@@ -411,17 +470,17 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
     expect(
         ls,
         4,
-        "vault.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
+        "vault/vault.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
     );
     place.write("vault/vault.hush", &header[..30]);
     expect(
         "info vault",
         4,
-        "vault.hush: cut short: put it back from a backup or the sync tool's history",
+        "vault/vault.hush: cut short: put it back from a backup or the sync tool's history",
     );
     place.write("vault/vault.hush", &header);
     place.damage("vault/vault.hush", |bytes| bytes[8] = 9);
-    let newer = "vault.hush: made by a newer hushfs (format version 9): use a newer hushfs";
+    let newer = "vault/vault.hush: made by a newer hushfs (format version 9): use a newer hushfs";
     expect(ls, 5, newer);
     expect("info vault", 5, newer);
     place.write("vault/vault.hush", &header);
@@ -429,7 +488,7 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
     expect(
         ls,
         4,
-        "keystore.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
+        "vault/keystore.hush: damaged or tampered with (authentication failed): put it back from a backup or the sync tool's history",
     );
     fs::remove_file(place.path("vault/keystore.hush")).unwrap();
     expect(
@@ -546,12 +605,23 @@ slot   3 \"key file 2\", key file, TIME (opened it now)
     );
     assert_eq!(
         place.run("slot remove --key-file key vault laptop"),
-        given(0, "", &rekeyed(2))
+        given(
+            0,
+            "",
+            &format!(
+                "hushfs: removed slot 2 \"laptop\", passphrase (Argon2id, 64 MiB, 3 passes)\n{}",
+                rekeyed(2)
+            )
+        )
     );
     assert_eq!(place.run("ls --passfile pass vault").code, 3);
     assert_eq!(
         place.run("slot remove --key-file key vault 3"),
-        given(0, "", &rekeyed(3))
+        given(
+            0,
+            "",
+            &format!("hushfs: removed slot 3 \"key file 2\", key file\n{}", rekeyed(3))
+        )
     );
     assert_eq!(
         place.run("slot remove --key-file key vault 1"),
@@ -565,6 +635,56 @@ slot   3 \"key file 2\", key file, TIME (opened it now)
     assert_eq!((recovery.code, recovery.err.as_str()), (0, ""));
     place.write("recovery", recovery.out.as_bytes());
     assert_eq!(place.run("ls --passfile recovery vault"), given(0, "", ""));
+}
+
+#[test]
+fn a_slot_is_not_called_by_a_number() {
+    let place = Place::with_vault();
+    for name in ["1", "2", "007", "+1"] {
+        let message = format!(
+            "hushfs: {name:?}: a slot cannot be called by a number, which may be another's: choose a name with letters\n"
+        );
+        for command in [
+            format!("slot add --key-file key --name {name} --new-key-file stick --generate vault"),
+            format!("share add --key-file key --name {name} vault recipient"),
+        ] {
+            assert_eq!(place.run(&command), given(2, "", &message), "{command}");
+        }
+    }
+    assert!(!place.path("stick").exists());
+    let named = place.run("slot add --key-file key --name 1st --new-key-file stick --generate vault");
+    assert_eq!(named, given(0, "", ""));
+}
+
+#[test]
+fn a_slot_that_is_called_by_its_kind_is_called_by_the_new_one() {
+    let place = Place::with_vault();
+    assert_eq!(
+        place.run("slot add --key-file key --name stick --new-key-file stick --generate vault"),
+        given(0, "", "")
+    );
+    let changed = place.run(&format!("passwd --key-file key {KDF} --new-passfile pass vault"));
+    assert_eq!(
+        changed,
+        given(
+            0,
+            "",
+            "\
+hushfs: new files use epoch 2; `hushfs rewrap` moves the others to it
+hushfs: slot 1 was called \"key file\", and is \"passphrase\" now
+"
+        )
+    );
+    let recovery = place.run("passwd --key-file stick --new-recovery vault");
+    assert!(!recovery.err.contains("called"), "{}", recovery.err);
+    place.write("recovery", recovery.out.as_bytes());
+    assert_eq!(
+        normal(&place.run("slot list --passfile recovery vault").out),
+        "\
+slot   1 \"passphrase\", passphrase (Argon2id, 64 MiB, 3 passes), TIME
+slot   2 \"stick\", recovery key, TIME (opened it now)
+"
+    );
 }
 
 #[test]
@@ -705,6 +825,33 @@ fn what_would_be_ignored_is_refused() {
     for memory in ["1M", "8G"] {
         assert_eq!(place.run(&format!("init --kdf-memory {memory} other")).code, 2);
     }
+}
+
+#[test]
+fn nothing_else_is_written_into_the_vault() {
+    let place = Place::with_vault();
+    place.fill();
+    symlink("vault", place.path("link")).unwrap();
+    let before = names_in(&place.path("vault"));
+    for (arguments, path) in [
+        ("export --key-file key vault / vault/plain", "vault/plain"),
+        ("export --key-file key vault a link/a", "link/a"),
+        (
+            "export --key-file key link dir vault/../vault/dir",
+            "vault/../vault/dir",
+        ),
+        ("snapshot --key-file key -o vault/snapshot vault", "vault/snapshot"),
+        ("mount --key-file key --log-file vault/log vault pass", "vault/log"),
+        ("mount --key-file key -o log-file=link/log vault pass", "link/log"),
+        // Before a secret is asked for.
+        ("export vault / vault/plain", "vault/plain"),
+    ] {
+        let message =
+            format!("hushfs: {path}: would lie in the vault itself, among what is encrypted: name a place outside\n");
+        assert_eq!(place.run(arguments), given(2, "", &message), "{arguments}");
+    }
+    assert_eq!(names_in(&place.path("vault")), before);
+    assert_eq!(place.run("export --key-file key vault / vaults"), given(0, "", ""));
 }
 
 #[test]

@@ -4,7 +4,6 @@ mod resume;
 
 use std::{
     num::NonZeroUsize,
-    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +20,9 @@ use super::{
     CliResult,
     args::{FsckArgs, VaultArgs, VerifyArgs},
     error::{self, CliError},
-    open, process,
+    open,
+    outside::is_inside,
+    process,
     progress::Progress,
     snapshot::{self, Compared},
     text,
@@ -139,7 +140,7 @@ fn open_recovered(args: &VaultArgs, lock: Lock) -> CliResult<(Vault, VaultHome)>
 fn without_key(args: &FsckArgs, stops: &dyn Fn() -> bool, report: &Report<'_>) -> CliResult<fsck::Summary> {
     let home = VaultHome::enter_for_agent(&args.vault.vault, Lock::Shared)?;
     let layout = home.claims().layout().map_err(|error| OpenError::Damaged {
-        file: VAULT_HEADER,
+        path: args.vault.vault.join(VAULT_HEADER),
         error,
     })?;
     let checked = fsck::check_without_key(home.dir(), layout, stops, &mut |event| report.event(event));
@@ -369,16 +370,4 @@ fn finding_json(finding: &Finding, repair: Option<(bool, &str)>) -> Map<String, 
         object.insert("repair".to_owned(), repair.into());
     }
     object
-}
-
-/// Tells whether a path is in a directory, links followed as far as there is something.
-fn is_inside(path: &Path, directory: &Path) -> bool {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    match (parent.canonicalize(), directory.canonicalize()) {
-        (Ok(parent), Ok(directory)) => parent.starts_with(directory),
-        _ => false,
-    }
 }

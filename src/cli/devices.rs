@@ -76,6 +76,7 @@ pub fn run(words: &[String]) -> CliResult<KeyFile> {
         program: words[0].clone(),
         source,
     };
+    let as_key = |output| KeyFile::new(output).map_err(secret::size_of(&words[0]));
     let stdin = match io::stdin().is_terminal() {
         true => Stdio::inherit(),
         false => Stdio::null(),
@@ -99,7 +100,7 @@ pub fn run(words: &[String]) -> CliResult<KeyFile> {
         // It is cut short, and its status would tell of that.
         let _ = child.kill();
         let _ = child.wait();
-        return Ok(KeyFile::new(output)?);
+        return as_key(output);
     }
     let status = child.wait().map_err(failed)?;
     if !status.success() {
@@ -108,7 +109,7 @@ pub fn run(words: &[String]) -> CliResult<KeyFile> {
             status,
         });
     }
-    Ok(KeyFile::new(output)?)
+    as_key(output)
 }
 
 /// Reads to the end, or a byte more than a key may have.
@@ -175,18 +176,20 @@ pub fn read_small(path: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
     Ok(contents)
 }
 
-/// Makes sure that a vault is that of who shared it, or says what to compare.
-pub fn check_share_code(args: &DeviceArgs, opened: ShareCode) -> CliResult {
+/// Makes sure that a vault is that of who shared it, by the codes of the slots that the identity opens, or says what to compare.
+pub fn check_share_code(args: &DeviceArgs, codes: &[ShareCode]) -> CliResult {
     let Some(told) = &args.share_code else {
+        let codes: Vec<_> = codes.iter().map(ShareCode::to_string).collect();
         eprintln!(
             "hushfs: warning: whoever can write to a vault can make one that this identity opens: ask who shared it \
-             whether the share code is {opened}, then give it with --share-code"
+             whether the share code is {}, then give it with --share-code",
+            codes.join(" or ")
         );
         return Ok(());
     };
     match ShareCode::from_text(told) {
         None => Err(CliError::NoShareCode),
-        Some(told) if told != opened => Err(CliError::OtherShareCode),
+        Some(told) if !codes.contains(&told) => Err(CliError::OtherShareCode),
         Some(_) => Ok(()),
     }
 }
@@ -199,12 +202,9 @@ fn ask_pin(args: &DeviceArgs) -> Box<crate::keystore::secret::AskPin> {
         let read = match (&file, number) {
             (Some(path), _) => secret::first_line_of_file(path),
             (None, Some(number)) => secret::read_passfd(number),
-            (None, None) => secret::ask(&format!("PIN of {of}: ")),
+            (None, None) => secret::ask(&format!("PIN of {of}: "), secret::PIN),
         };
-        read.map_err(|error| match error {
-            CliError::NoTerminal => io::Error::other("standard input is not a terminal to ask on: use --pin-file"),
-            error => io::Error::other(error.to_string()),
-        })
+        read.map_err(|error| io::Error::other(error.to_string()))
     })
 }
 
@@ -308,11 +308,14 @@ mod tests {
         assert!(ran(&["printf", "%032d", "7"]).is_ok());
         assert!(matches!(
             ran(&["printf", "%031d", "7"]),
-            Err(CliError::SecretSize(SecretSizeError::KeyFileSize(31)))
+            Err(CliError::SecretSize {
+                error: SecretSizeError::KeyFileSize(31),
+                ..
+            })
         ));
         assert!(matches!(
             ran(&["head", "-c", "2000000", "/dev/zero"]),
-            Err(CliError::SecretSize(SecretSizeError::KeyFileSize(size))) if size == KEY_FILE_SIZE_MAX + 1
+            Err(CliError::SecretSize { error: SecretSizeError::KeyFileSize(size), .. }) if size == KEY_FILE_SIZE_MAX + 1
         ));
         assert!(matches!(
             ran(&["sh", "-c", "printf %032d 7; exit 3"]),

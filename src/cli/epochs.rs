@@ -107,7 +107,7 @@ fn scopes(args: &RewrapArgs, open: &OpenVault) -> CliResult<Vec<Scope>> {
     }
     let mut scopes = Vec::new();
     for path in &args.paths {
-        let scope = Scope::of(encryption::locate(open, path)?).map_err(|source| CliError::InVault {
+        let scope = Scope::of(path, encryption::locate(open, path)?).map_err(|source| CliError::InVault {
             path: text::printable(path.as_os_str().as_encoded_bytes()),
             source,
         })?;
@@ -120,6 +120,13 @@ fn scopes(args: &RewrapArgs, open: &OpenVault) -> CliResult<Vec<Scope>> {
 pub fn say_failures(outcome: &Outcome) {
     for failure in &outcome.failed {
         let problem = text::without_numbers(&failure.error.to_string());
-        eprintln!("hushfs: {}: {problem}", text::printable(failure.disk_path.as_bytes()));
+        let disk_path = text::printable(failure.disk_path.as_bytes());
+        match &failure.path {
+            Some(path) => {
+                let path = text::printable(path.as_os_str().as_encoded_bytes());
+                eprintln!("hushfs: {path} ({disk_path}): {problem}");
+            }
+            None => eprintln!("hushfs: {disk_path}: {problem}"),
+        }
     }
 }

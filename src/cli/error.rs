@@ -62,6 +62,8 @@ pub enum CliError {
     NotMounted { mountpoint: PathBuf },
     /// The mountpoint is the vault or inside it.
     MountpointInVault { mountpoint: PathBuf },
+    /// What a command is to write would be in the vault.
+    OutputInVault { path: PathBuf },
     /// The vault stays locked although the mount is gone.
     StillWriting { vault: PathBuf },
     /// Something in the vault cannot be read.
@@ -82,6 +84,8 @@ pub enum CliError {
     NoOutputName { path: PathBuf },
     /// There is no file to remove, or none was made of it.
     NothingToRemove,
+    /// What is to be removed is a symbolic link.
+    LinkToRemove { path: PathBuf },
     /// A file that was to be removed is not the one that was read.
     ChangedMeanwhile { path: PathBuf },
     /// A sealed file has another encryption context than was asked for.
@@ -146,20 +150,30 @@ pub enum CliError {
     NoLine { source: String },
     /// A line is too long to be a passphrase.
     LongLine { source: String },
-    /// What was given cannot be a secret.
-    SecretSize(SecretSizeError),
+    /// What was given cannot be a secret; where it came from, if that has a name.
+    SecretSize {
+        source: Option<String>,
+        error: SecretSizeError,
+    },
+    /// What was given cannot be a new secret.
+    NewSecretSize {
+        source: Option<String>,
+        error: SecretSizeError,
+    },
     /// What was given is no recovery key.
     RecoveryKey(RecoveryKeyError),
     /// A new passphrase looks like a recovery key.
     PassphraseLikeRecoveryKey,
     /// What is new was not typed the same twice.
     TypedDifferently,
-    /// There is nobody to ask.
-    NoTerminal,
+    /// There is nobody to ask for something, which these options would give.
+    NoTerminal { what: &'static str, options: &'static str },
     /// There is no such slot.
     NoSuchSlot { slot: String },
     /// A secret was tried on some slots, which were printed, and opens none.
     NoSlotOpens { tried: usize },
+    /// The name of a slot could be the number of another.
+    NumberAsName { name: String },
     /// Nothing is shared with them.
     NotShared { who: String },
     /// The slot to change has to be named.
@@ -256,7 +270,7 @@ impl CliError {
                 _ => DAMAGE,
             },
             CliError::CustomerKeySize { .. } | CliError::CustomerKeyText => WRONG_SECRET,
-            CliError::SecretSize(_) | CliError::RecoveryKey(_) | CliError::Identity { .. } => WRONG_SECRET,
+            CliError::SecretSize { .. } | CliError::RecoveryKey(_) | CliError::Identity { .. } => WRONG_SECRET,
             CliError::NoSlotOpens { .. } => WRONG_SECRET,
             CliError::OtherShareCode => BAD_VAULT,
             #[cfg(feature = "tpm2")]
@@ -277,13 +291,16 @@ impl CliError {
             CliError::SealedToTerminal
             | CliError::NoOutputName { .. }
             | CliError::NothingToRemove
+            | CliError::LinkToRemove { .. }
             | CliError::OnlyWithKeystore { .. }
             | CliError::FileAuditInVault
             | CliError::FileAuditByAgent
             | CliError::NotAudited { .. }
             | CliError::AuditTime(_)
-            | CliError::NoTerminal
+            | CliError::NoTerminal { .. }
+            | CliError::NewSecretSize { .. }
             | CliError::WhichSlot
+            | CliError::NumberAsName { .. }
             | CliError::WhichKeystore
             | CliError::Context(_)
             | CliError::EmptyPolicy { .. }
@@ -297,6 +314,7 @@ impl CliError {
             | CliError::NoKeyId { .. }
             | CliError::NotDirectory { .. }
             | CliError::NoShareCode
+            | CliError::OutputInVault { .. }
             | CliError::ResumeInVault { .. }
             | CliError::ResumeOther { .. }
             | CliError::NoModule => USAGE,
@@ -393,6 +411,7 @@ fn open_code(error: &OpenError) -> u8 {
         OpenError::Key(error) => key_code(error),
         OpenError::WrongCustomerKey => WRONG_SECRET,
         OpenError::NoCustomerKeys => KEY_REFUSED,
+        OpenError::KeystoreOfVault { .. } => USAGE,
         OpenError::Newer { .. } => NEWER,
         OpenError::InUse { .. } => IN_USE,
         OpenError::Unlock(UnlockError::NoSuchSlot(_) | UnlockError::NoSlotOfKind(_) | UnlockError::WrongSecret(_)) => {
@@ -629,6 +648,11 @@ impl fmt::Display for CliError {
                 "{}: is in the vault itself: name a directory outside",
                 mountpoint.display()
             ),
+            CliError::OutputInVault { path } => write!(
+                f,
+                "{}: would lie in the vault itself, among what is encrypted: name a place outside",
+                path.display()
+            ),
             CliError::StillWriting { vault } => write!(
                 f,
                 "{}: unmounted, but still locked: wait until its process has ended",
@@ -659,6 +683,11 @@ impl fmt::Display for CliError {
                 path.display()
             ),
             CliError::NothingToRemove => f.write_str("--remove removes one file when another was made of it: name both"),
+            CliError::LinkToRemove { path } => write!(
+                f,
+                "{}: a symbolic link, and --remove removes files: name the file itself",
+                path.display()
+            ),
             CliError::ChangedMeanwhile { path } => write!(
                 f,
                 "{}: was changed meanwhile, and not removed: what was made of it may be of the old or the new",
@@ -720,18 +749,25 @@ impl fmt::Display for CliError {
             CliError::TokenKey(error) => error.fmt(f),
             CliError::NoLine { source } => write!(f, "{source}: has no line with a passphrase"),
             CliError::LongLine { source } => write!(f, "{source}: too long for a passphrase: use --key-file"),
-            CliError::SecretSize(error) => error.fmt(f),
+            CliError::SecretSize { source, error } | CliError::NewSecretSize { source, error } => match source {
+                Some(source) => write!(f, "{source}: {error}"),
+                None => error.fmt(f),
+            },
             CliError::RecoveryKey(error) => error.fmt(f),
             CliError::PassphraseLikeRecoveryKey => {
                 f.write_str("a passphrase cannot look like a recovery key: choose another")
             }
             CliError::TypedDifferently => f.write_str("the second time it was typed differently: nothing was changed, try again"),
-            CliError::NoTerminal => f.write_str(
-                "no passphrase: standard input is not a terminal to ask on: use --passfile, --extpass, --passfd or --key-file",
-            ),
+            CliError::NoTerminal { what, options } => {
+                write!(f, "no {what}: standard input is not a terminal to ask on: use {options}")
+            }
             CliError::NoSuchSlot { slot } => write!(f, "no slot {slot:?}: `hushfs info` lists them"),
             CliError::NoSlotOpens { tried: 0 } => f.write_str("no slot is for such a secret: `hushfs info` lists them"),
             CliError::NoSlotOpens { .. } => f.write_str("no slot opens with it"),
+            CliError::NumberAsName { name } => write!(
+                f,
+                "{name:?}: a slot cannot be called by a number, which may be another's: choose a name with letters"
+            ),
             CliError::NotShared { who } => write!(f, "not shared with {who:?}: `hushfs share list` says with whom"),
             CliError::WhichSlot => f.write_str("which passphrase is to be changed: name its slot with --change"),
             CliError::WhichKeystore => {
@@ -879,6 +915,6 @@ impl From<AgentStartError> for CliError {
 
 impl From<SecretSizeError> for CliError {
     fn from(error: SecretSizeError) -> Self {
-        CliError::SecretSize(error)
+        CliError::SecretSize { source: None, error }
     }
 }

@@ -16,6 +16,7 @@ use super::{
     CliResult,
     args::ExportArgs,
     error::CliError,
+    outside,
     progress::Progress,
     view::{CHUNK, Place, View},
 };
@@ -23,6 +24,7 @@ use crate::fs::{Attr, FsError};
 
 /// Copies a file or a directory out of a vault.
 pub fn export(args: &ExportArgs) -> CliResult {
+    outside::check(&args.destination, &args.vault.vault)?;
     let view = View::open(&args.vault)?;
     let start = view.find(&args.path)?;
     let mut run = Run {

@@ -20,7 +20,7 @@ use super::{
     args::{AuditArg, JournalArg, MountArgs, RollbackArg, UnmountArgs},
     daemon::{self, Side},
     error::CliError,
-    open, options, process,
+    open, options, outside, process,
     record::MountRecord,
 };
 use crate::{
@@ -43,7 +43,11 @@ const UNMOUNT_POLL: Duration = Duration::from_millis(10);
 /// Mounts a vault, in the background unless told otherwise.
 pub fn mount(mut args: MountArgs) -> CliResult {
     let kernel_options = options::apply(&mut args)?;
-    let log = args.log_file.as_deref().map(open_log).transpose()?;
+    let log = args
+        .log_file
+        .as_deref()
+        .map(|path| open_log(path, &args.vault))
+        .transpose()?;
     if args.foreground {
         if let Some(log) = log {
             rustix::stdio::dup2_stderr(log).map_err(|errno| CliError::System {
@@ -59,7 +63,8 @@ pub fn mount(mut args: MountArgs) -> CliResult {
     }
 }
 
-fn open_log(path: &Path) -> CliResult<File> {
+fn open_log(path: &Path, vault: &Path) -> CliResult<File> {
+    outside::check(path, vault)?;
     File::options()
         .append(true)
         .create(true)

@@ -152,8 +152,14 @@ fn open_keystore(
     };
     let unlock = secret::unlock(&asked, args)?;
     let opened = open(&unlock, &choice(claimed, args.slot.as_deref()), providers)?;
-    if let Unlock::Identity(_) = unlock {
-        devices::check_share_code(&args.devices, opened.keystore().share_code(opened.slot)?)?;
+    if let Unlock::Identity(identity) = &unlock {
+        let keystore = opened.keystore();
+        // It was the first slot of theirs that opened, and the code may be that of another.
+        let codes = match &args.slot {
+            Some(_) => vec![keystore.share_code(opened.slot)?],
+            None => keystore.share_codes_of(identity.recipient())?,
+        };
+        devices::check_share_code(&args.devices, &codes)?;
     }
     Ok(opened)
 }
@@ -279,7 +285,7 @@ pub fn rotate_due(keys: &mut KeySource) {
 pub fn find_slot(slots: &[Slot], text: &str) -> CliResult<SlotId> {
     let named = slots.iter().find(|slot| slot.label == text);
     let numbered = || {
-        let number = text.parse().ok().map(SlotId);
+        let number = slot_number(text);
         slots.iter().find(|slot| Some(slot.id) == number)
     };
     let found = named.or_else(numbered);
@@ -288,14 +294,19 @@ pub fn find_slot(slots: &[Slot], text: &str) -> CliResult<SlotId> {
         .ok_or_else(|| CliError::NoSuchSlot { slot: text.to_owned() })
 }
 
+/// Reads the number of a slot.
+pub fn slot_number(text: &str) -> Option<SlotId> {
+    text.parse().ok().map(SlotId)
+}
+
 /// Returns which slots a keystore is to be opened by: a name, or a number where no slot has that name.
 fn choice(slots: &[Slot], slot: Option<&str>) -> SlotChoice {
     let Some(slot) = slot else {
         return SlotChoice::Any;
     };
     let named = slots.iter().any(|other| other.label == slot);
-    match slot.parse() {
-        Ok(id) if !named => SlotChoice::Id(SlotId(id)),
+    match slot_number(slot) {
+        Some(id) if !named => SlotChoice::Id(id),
         _ => SlotChoice::Label(slot.to_owned()),
     }
 }

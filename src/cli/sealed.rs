@@ -115,6 +115,12 @@ fn output_path(args: &FileArgs, by_name: impl FnOnce(&Path) -> CliResult<PathBuf
     if args.remove && (path.is_none() || args.file.as_ref().filter(is_file).is_none()) {
         return Err(CliError::NothingToRemove);
     }
+    // What is read is the file behind a link, and the link is what would go.
+    if let Some(file) = args.file.as_ref().filter(|_| args.remove)
+        && file.is_symlink()
+    {
+        return Err(CliError::LinkToRemove { path: file.clone() });
+    }
     Ok(path)
 }
 
@@ -381,16 +387,18 @@ fn new_secret(args: &SealArgs, unlock: &UnlockArgs, path: &Path, is_needed: bool
         ("--tpm2", devices.tpm2.is_some()),
     ])?;
     if let Some(path) = &sources.key_file {
-        return Ok(Some(Fresh::KeyFile(secret::read_key_file(path)?)));
+        return Ok(Some(Fresh::KeyFile(
+            secret::read_key_file(path).map_err(secret::of_new)?,
+        )));
     }
     if let Some(name) = &sources.credential {
-        let contents = devices::read_credential(name)?;
+        let contents = devices::read_credential(name).map_err(secret::of_new)?;
         let name = name.clone();
         return Ok(Some(Fresh::Credential { name, contents }));
     }
     if let Some(command) = &devices.slot_command {
         let words = devices::words(command)?;
-        let output = devices::run(&words)?;
+        let output = devices::run(&words).map_err(secret::of_new)?;
         return Ok(Some(Fresh::Command { words, output }));
     }
     if let Some(key) = &devices.kms_key {

@@ -32,13 +32,16 @@ use crate::{
     },
     format::keystore::{RemoteKeyName, SlotKind},
     keystore::{
-        KeyFile, NewSecret, Passphrase, Provider, Providers, RecoveryKey, RecoveryKeyError, SecretKind, Unlock,
-        secret::KEY_FILE_SIZE_MAX, tpm::TpmObject,
+        KeyFile, NewSecret, Passphrase, Provider, Providers, RecoveryKey, RecoveryKeyError, SecretKind,
+        SecretSizeError, Unlock, secret::KEY_FILE_SIZE_MAX, tpm::TpmObject,
     },
 };
 
 /// The most bytes of a line that is taken for a passphrase; someone may have named a disk.
 const PASSPHRASE_LEN_MAX: usize = 64 * 1024;
+
+/// What messages call the command that gives a passphrase.
+const EXTPASS: &str = "the command of --extpass";
 
 /// The systemd credential that is looked for.
 const CREDENTIAL: &str = "hushfs";
@@ -48,6 +51,53 @@ const RECOVERY_PREFIX: &[u8] = b"HUSH1-";
 
 /// How long a guess takes unless the user says otherwise.
 pub const KDF_TIME: Duration = Duration::from_secs(1);
+
+/// What is asked for at the terminal, and the options that give it without one.
+#[derive(Clone, Copy)]
+pub struct Typed {
+    what: &'static str,
+    options: &'static str,
+}
+
+const PASSPHRASE: Typed = Typed {
+    what: "passphrase",
+    options: "--passfile, --extpass, --passfd or --key-file",
+};
+
+/// A passphrase, where no key file will do.
+const PASSPHRASE_ONLY: Typed = Typed {
+    options: "--passfile, --extpass or --passfd",
+    ..PASSPHRASE
+};
+
+const NEW_PASSPHRASE: Typed = Typed {
+    what: "new passphrase",
+    options: "--new-passfile, --new-extpass, --new-passfd or --new-key-file",
+};
+
+const CUSTOMER_KEY: Typed = Typed {
+    what: "customer key",
+    options: "--customer-key or --customer-key-fd",
+};
+
+const NEW_CUSTOMER_KEY: Typed = Typed {
+    what: "new customer key",
+    options: "--new-customer-key",
+};
+
+/// The PIN of a token or a TPM.
+#[cfg(any(feature = "pkcs11", feature = "tpm2"))]
+pub const PIN: Typed = Typed {
+    what: "PIN",
+    options: "--pin-file",
+};
+
+/// A PIN that a TPM shall want.
+#[cfg(feature = "tpm2")]
+pub const NEW_PIN: Typed = Typed {
+    what: "new PIN",
+    options: "--new-pin-file",
+};
 
 /// A new secret, for a slot to be made.
 pub enum Fresh {
@@ -157,7 +207,10 @@ pub fn unlock(asked: &Asked<'_>, args: &UnlockArgs) -> CliResult<Unlock> {
     if let Some(path) = &devices.identity {
         let passphrase = || match line_of(&args.secret)? {
             Some(line) => Ok(Passphrase::new(line)?),
-            None => Ok(Passphrase::new(ask(&format!("Passphrase for {}: ", path.display()))?)?),
+            None => {
+                let prompt = format!("Passphrase for {}: ", path.display());
+                Ok(Passphrase::new(ask(&prompt, PASSPHRASE_ONLY)?)?)
+            }
         };
         return devices::read_identity(path, passphrase).map(Unlock::Identity);
     }
@@ -168,7 +221,7 @@ pub fn unlock(asked: &Asked<'_>, args: &UnlockArgs) -> CliResult<Unlock> {
     let what = if args.recovery { "Recovery key" } else { "Passphrase" };
     let line = match line_of(&args.secret)? {
         Some(line) => line,
-        None => ask(&format!("{what} for {}: ", store.display()))?,
+        None => ask(&format!("{what} for {}: ", store.display()), PASSPHRASE)?,
     };
     if args.recovery || looks_like_recovery_key(&line) {
         let text = std::str::from_utf8(&line).map_err(|_| CliError::RecoveryKey(RecoveryKeyError::Prefix))?;
@@ -202,11 +255,11 @@ fn credential_as_key(claimed: &[&SlotKind], args: &SecretArgs) -> CliResult<Opti
 /// Returns the secret that a new vault or keystore shall be opened with.
 pub fn first(store: &Path, args: &SecretArgs, kdf: &KdfArgs) -> CliResult<Fresh> {
     if let Some(path) = &args.key_file {
-        return Ok(Fresh::KeyFile(read_key_file(path)?));
+        return Ok(Fresh::KeyFile(read_key_file(path).map_err(of_new)?));
     }
-    let line = match line_of(args)? {
+    let line = match line_of(args).map_err(of_new)? {
         Some(line) => line,
-        None => ask_twice("Passphrase", store)?,
+        None => ask_twice(&format!("Passphrase for {}: ", store.display()), PASSPHRASE)?,
     };
     fresh_passphrase(line, kdf)
 }
@@ -223,7 +276,7 @@ pub fn fresh(store: &Path, args: &NewSecretArgs, unlock: &UnlockArgs, providers:
         if args.generate {
             generate_key_file(path)?;
         }
-        return Ok(Fresh::KeyFile(read_key_file(path)?));
+        return Ok(Fresh::KeyFile(read_key_file(path).map_err(of_new)?));
     }
     let sources = PassphraseArgs {
         passfile: args.new_passfile.clone(),
@@ -231,9 +284,9 @@ pub fn fresh(store: &Path, args: &NewSecretArgs, unlock: &UnlockArgs, providers:
         passfd: args.new_passfd,
     };
     // The credential is of the old passphrase.
-    let line = match explicit_line(&sources)? {
+    let line = match explicit_line(&sources).map_err(of_new)? {
         Some(line) => line,
-        None => ask_twice("New passphrase", store)?,
+        None => ask_twice(&format!("New passphrase for {}: ", store.display()), NEW_PASSPHRASE)?,
     };
     fresh_passphrase(line, &args.kdf)
 }
@@ -244,12 +297,12 @@ fn fresh_device(args: &NewSecretArgs, unlock: &UnlockArgs, providers: &Providers
     if let Some(name) = &new.new_credential {
         return Ok(Some(Fresh::Credential {
             name: name.clone(),
-            contents: devices::read_credential(name)?,
+            contents: devices::read_credential(name).map_err(of_new)?,
         }));
     }
     if let Some(command) = &new.new_command {
         let words = devices::words(command)?;
-        let output = devices::run(&words)?;
+        let output = devices::run(&words).map_err(of_new)?;
         return Ok(Some(Fresh::Command { words, output }));
     }
     if let Some(tpm) = &new.new_tpm2 {
@@ -278,16 +331,16 @@ fn fresh_device(args: &NewSecretArgs, unlock: &UnlockArgs, providers: &Providers
 pub fn passphrase(of: &Path, args: &PassphraseArgs) -> CliResult<Passphrase> {
     let line = match explicit_line(args)? {
         Some(line) => line,
-        None => ask(&format!("Passphrase for {}: ", of.display()))?,
+        None => ask(&format!("Passphrase for {}: ", of.display()), PASSPHRASE_ONLY)?,
     };
     Ok(Passphrase::new(line)?)
 }
 
 /// Returns a passphrase for something new, and what a guess at it shall cost.
 pub fn new_passphrase(of: &Path, args: &PassphraseArgs, kdf: &KdfArgs) -> CliResult<(Passphrase, Hardness)> {
-    let line = match explicit_line(args)? {
+    let line = match explicit_line(args).map_err(of_new)? {
         Some(line) => line,
-        None => ask_twice("Passphrase", of)?,
+        None => ask_twice(&format!("Passphrase for {}: ", of.display()), PASSPHRASE_ONLY)?,
     };
     hardened(line, kdf)
 }
@@ -301,7 +354,7 @@ fn hardened(line: Zeroizing<Vec<u8>>, kdf: &KdfArgs) -> CliResult<(Passphrase, H
     if looks_like_recovery_key(&line) {
         return Err(CliError::PassphraseLikeRecoveryKey);
     }
-    let passphrase = Passphrase::new(line)?;
+    let passphrase = Passphrase::new(line).map_err(|error| CliError::NewSecretSize { source: None, error })?;
     let memory = kdf.kdf_memory.map_or(MEMORY_KIB_DEFAULT, |bytes| {
         u32::try_from(bytes / 1024).unwrap_or(u32::MAX)
     });
@@ -335,30 +388,46 @@ fn line_of(args: &SecretArgs) -> CliResult<Option<Zeroizing<Vec<u8>>>> {
 }
 
 fn explicit_line(args: &PassphraseArgs) -> CliResult<Option<Zeroizing<Vec<u8>>>> {
-    if let Some(path) = &args.passfile {
-        return first_line_of_file(path).map(Some);
+    let (source, line) = if let Some(path) = &args.passfile {
+        (path.display().to_string(), first_line_of_file(path)?)
+    } else if let Some(command) = &args.extpass {
+        (EXTPASS.to_owned(), run_extpass(command)?)
+    } else if let Some(number) = args.passfd {
+        (descriptor_name(number), read_passfd(number)?)
+    } else {
+        return Ok(None);
+    };
+    match line.is_empty() {
+        true => Err(size_of(&source)(SecretSizeError::EmptyPassphrase)),
+        false => Ok(Some(line)),
     }
-    if let Some(command) = &args.extpass {
-        return run_extpass(command).map(Some);
+}
+
+/// Says of what cannot be a secret where it came from.
+pub fn size_of(source: &str) -> impl Fn(SecretSizeError) -> CliError {
+    move |error| CliError::SecretSize {
+        source: Some(source.to_owned()),
+        error,
     }
-    if let Some(number) = args.passfd {
-        return read_passfd(number).map(Some);
+}
+
+/// Says of what cannot be a secret that it was to be a new one: nothing is wrong with what there is.
+pub fn of_new(error: CliError) -> CliError {
+    match error {
+        CliError::SecretSize { source, error } => CliError::NewSecretSize { source, error },
+        other => other,
     }
-    Ok(None)
 }
 
 fn run_extpass(command: &str) -> CliResult<Zeroizing<Vec<u8>>> {
-    let failed = |source| CliError::System {
-        what: "the command of --extpass",
-        source,
-    };
+    let failed = |source| CliError::System { what: EXTPASS, source };
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdout(Stdio::piped())
         .spawn()
         .map_err(failed)?;
     let mut output = child.stdout.take().expect("it was piped");
-    let line = first_line("the command of --extpass", &mut output);
+    let line = first_line(EXTPASS, &mut output);
     // What follows is not wanted, but the command may fail when nobody reads it.
     let drained = io::copy(&mut output, &mut io::sink());
     let status = child.wait().map_err(failed)?;
@@ -380,10 +449,14 @@ pub fn first_line_of_file(path: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
 
 /// Reads the next line of a file descriptor.
 pub fn read_passfd(number: i32) -> CliResult<Zeroizing<Vec<u8>>> {
-    first_line(&format!("file descriptor {number}"), descriptor(number)?).map_err(|error| match error {
+    first_line(&descriptor_name(number), descriptor(number)?).map_err(|error| match error {
         CliError::File { source, .. } => CliError::PassFd { number, source },
         other => other,
     })
+}
+
+fn descriptor_name(number: i32) -> String {
+    format!("file descriptor {number}")
 }
 
 /// Finds a file descriptor that the caller has left open for this process.
@@ -467,7 +540,7 @@ pub fn read_key_file(path: &Path) -> CliResult<KeyFile> {
         }
     }
     contents.truncate(len);
-    Ok(KeyFile::new(contents)?)
+    KeyFile::new(contents).map_err(size_of(&path.display().to_string()))
 }
 
 /// Returns the key that a customer brings to a vault, if there is one.
@@ -476,7 +549,7 @@ pub fn customer_key(vault: &Path, args: &CustomerArgs) -> CliResult<Option<Custo
         (Some(path), _) => read_customer_key(path).map(Some),
         (None, Some(number)) => read_customer_key_fd(number).map(Some),
         (None, None) if args.customer_key_prompt => {
-            let typed = ask(&customer_key_prompt(vault))?;
+            let typed = ask(&customer_key_prompt(vault), CUSTOMER_KEY)?;
             customer_key_of_text(&typed).map(Some)
         }
         (None, None) => Ok(None),
@@ -486,7 +559,7 @@ pub fn customer_key(vault: &Path, args: &CustomerArgs) -> CliResult<Option<Custo
 /// Returns a key that a vault is to take from a customer, making its file if that was asked for.
 pub fn new_customer_key(args: &CustomerKeyAddArgs) -> CliResult<CustomerKey> {
     let Some(path) = &args.new_customer_key else {
-        let typed = ask_twice_for(&customer_key_prompt(&args.vault.vault))?;
+        let typed = ask_twice(&customer_key_prompt(&args.vault.vault), NEW_CUSTOMER_KEY)?;
         return customer_key_of_text(&typed);
     };
     if args.generate {
@@ -563,9 +636,12 @@ pub fn generate_key_file(path: &Path) -> CliResult {
 }
 
 /// Asks at the terminal.
-pub fn ask(prompt: &str) -> CliResult<Zeroizing<Vec<u8>>> {
+pub fn ask(prompt: &str, of: Typed) -> CliResult<Zeroizing<Vec<u8>>> {
     if !io::stdin().is_terminal() {
-        return Err(CliError::NoTerminal);
+        return Err(CliError::NoTerminal {
+            what: of.what,
+            options: of.options,
+        });
     }
     rpassword::prompt_password(prompt)
         .map(|typed| Zeroizing::new(typed.into_bytes()))
@@ -575,14 +651,10 @@ pub fn ask(prompt: &str) -> CliResult<Zeroizing<Vec<u8>>> {
         })
 }
 
-fn ask_twice(what: &str, store: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
-    ask_twice_for(&format!("{what} for {}: ", store.display()))
-}
-
 /// Asks at the terminal for something new.
-pub fn ask_twice_for(prompt: &str) -> CliResult<Zeroizing<Vec<u8>>> {
-    let typed = ask(prompt)?;
-    let again = ask("Again: ")?;
+pub fn ask_twice(prompt: &str, of: Typed) -> CliResult<Zeroizing<Vec<u8>>> {
+    let typed = ask(prompt, of)?;
+    let again = ask("Again: ", of)?;
     if *typed != *again {
         return Err(CliError::TypedDifferently);
     }

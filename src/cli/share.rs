@@ -15,11 +15,8 @@ use super::{
     CliResult,
     args::{RecipientGenerateArgs, RecipientShowArgs, ShareAddArgs, ShareRemoveArgs, StoreArgs},
     devices,
-    epochs::say_epoch,
     error::CliError,
-    open::{self, Target},
-    print, process, secret,
-    slots::{self, free_name},
+    open, print, process, secret, slots,
 };
 use crate::{
     crypto::recipient::Recipient,
@@ -27,6 +24,7 @@ use crate::{
     keystore::{
         NewSecret,
         identity::{Identity, IdentityError, RECIPIENT_PREFIX, parse_recipient, recipient_to_text},
+        local::free_label,
     },
     vault::home::Call,
 };
@@ -88,6 +86,7 @@ fn show_recipient(identity: &Identity) -> CliResult {
 
 /// Adds a slot for a recipient, and prints the code they are to be told.
 pub fn add(args: &ShareAddArgs) -> CliResult {
+    slots::check_name(args.name.as_deref())?;
     let recipient = read_recipient(&args.recipient)?;
     let mut store = open::open_store_for_change(args.vault.as_deref(), &args.unlock)?;
     let now = process::now();
@@ -95,7 +94,7 @@ pub fn add(args: &ShareAddArgs) -> CliResult {
     let code = store.keystore_mut()?.change(now, call, |keystore| {
         let name = match &args.name {
             Some(name) => name.clone(),
-            None => free_name(keystore.slots(), "recipient"),
+            None => free_label(keystore.slots(), "recipient"),
         };
         let slot = keystore.add_slot(&name, &NewSecret::Recipient(&recipient), now)?;
         keystore.share_code(slot)
@@ -109,10 +108,7 @@ pub fn remove(args: &ShareRemoveArgs) -> CliResult {
     let mut target = open::open_target(args.vault.as_deref(), &args.unlock)?;
     let of_recipient = find(target.keystore_mut()?.keystore().slots(), &args.recipient)?;
     for slot in of_recipient {
-        match &mut target {
-            Target::Vault(vault) => say_epoch(vault.remove_slot(slot, process::now())?),
-            Target::Keystore(store) => slots::remove_from(store.keystore_mut()?, slot)?,
-        }
+        slots::remove_from(&mut target, slot)?;
     }
     Ok(())
 }

@@ -15,8 +15,11 @@ use super::{
 };
 use crate::{
     format::keystore::{Slot, SlotId, SlotKind},
-    keystore::{UnlockError, local::Rekeyed},
-    vault::home::{Call, OpenKeystore},
+    keystore::{
+        KeystoreError, UnlockError,
+        local::{Rekeyed, free_label},
+    },
+    vault::home::Call,
 };
 
 /// Lists the slots.
@@ -63,6 +66,7 @@ pub fn test(args: &StoreArgs) -> CliResult {
 
 /// Adds a slot.
 pub fn add(args: &SlotAddArgs) -> CliResult {
+    check_name(args.name.as_deref())?;
     let mut store = open::open_store_for_change(args.store.vault.as_deref(), &args.store.unlock)?;
     let keystore = store.keystore_mut()?;
     let providers = keystore.keystore().providers().clone();
@@ -73,40 +77,63 @@ pub fn add(args: &SlotAddArgs) -> CliResult {
     keystore.change(now, call, |keystore| {
         let name = match &args.name {
             Some(name) => name.clone(),
-            None => free_name(keystore.slots(), &kind),
+            None => free_label(keystore.slots(), &kind),
         };
         keystore.add_slot(&name, &fresh.as_new(), now)
     })?;
     fresh.show()
 }
 
-/// Returns a name for a slot that none has.
-pub fn free_name(slots: &[Slot], kind: &str) -> String {
-    let names = (1..).map(|number| match number {
-        1 => kind.to_owned(),
-        _ => format!("{kind} {number}"),
-    });
-    let mut free = names.filter(|name| slots.iter().all(|slot| slot.label != *name));
-    free.next().expect("there are more numbers than slots")
+/// Refuses a name that could be the number of another slot.
+pub fn check_name(name: Option<&str>) -> CliResult {
+    match name {
+        Some(name) if open::slot_number(name).is_some() => Err(CliError::NumberAsName { name: name.to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a slot.
 pub fn remove(args: &SlotRemoveArgs) -> CliResult {
     let mut target = open::open_target(args.vault.as_deref(), &args.unlock)?;
     let slot = open::find_slot(target.keystore_mut()?.keystore().slots(), &args.remove)?;
-    match &mut target {
-        Target::Vault(vault) => say_epoch(vault.remove_slot(slot, process::now())?),
-        Target::Keystore(store) => remove_from(store.keystore_mut()?, slot)?,
+    remove_from(&mut target, slot)
+}
+
+/// Removes a slot, and says which it was: what was typed may be the name of one and the number of another.
+pub fn remove_from(target: &mut Target, slot: SlotId) -> CliResult {
+    let now = process::now();
+    let was = find(target, slot)?;
+    match target {
+        Target::Vault(vault) => {
+            let epoch = vault.remove_slot(slot, now)?;
+            say_removed(&was);
+            say_epoch(epoch);
+        }
+        Target::Keystore(store) => {
+            let call = Call::new("RemoveSlot", json!({"slotId": slot.0}));
+            let rekeyed = store
+                .keystore_mut()?
+                .change(now, call, |keystore| keystore.remove_slot(slot, now))?;
+            say_removed(&was);
+            say_rekeyed(&rekeyed);
+        }
     }
     Ok(())
 }
 
-/// Removes a slot of a keystore alone.
-pub fn remove_from(keystore: &mut OpenKeystore, slot: SlotId) -> CliResult {
-    let now = process::now();
-    let call = Call::new("RemoveSlot", json!({"slotId": slot.0}));
-    say_rekeyed(&keystore.change(now, call, |keystore| keystore.remove_slot(slot, now))?);
-    Ok(())
+fn say_removed(slot: &Slot) {
+    eprintln!(
+        "hushfs: removed slot {} {:?}, {}",
+        slot.id,
+        slot.label,
+        text::slot_kind(&slot.kind)
+    );
+}
+
+fn find(target: &mut Target, slot: SlotId) -> CliResult<Slot> {
+    let slots = target.keystore_mut()?.keystore().slots();
+    let found = slots.iter().find(|other| other.id == slot).cloned();
+    found.ok_or_else(|| KeystoreError::NoSuchSlot { slot }.into())
 }
 
 /// Changes the secret of a slot.
@@ -121,6 +148,7 @@ pub fn passwd(args: &PasswdArgs) -> CliResult {
     let providers = keystore.keystore().providers().clone();
     let fresh = secret::fresh(keystore.path(), &args.new, &args.store.unlock, &providers)?;
     let (now, new) = (process::now(), fresh.as_new());
+    let was = find(&mut target, slot)?;
     match &mut target {
         Target::Vault(vault) => {
             let epoch = vault.replace_slot(slot, &new, now)?;
@@ -138,6 +166,13 @@ pub fn passwd(args: &PasswdArgs) -> CliResult {
             fresh.show()?;
             say_rekeyed(&rekeyed);
         }
+    }
+    let is = find(&mut target, slot)?;
+    if is.label != was.label {
+        eprintln!(
+            "hushfs: slot {slot} was called {:?}, and is {:?} now",
+            was.label, is.label
+        );
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{
     CliResult,
     args::{CompareArgs, SnapshotArgs},
     error::CliError,
-    open, process,
+    open, outside, process,
     progress::Progress,
     record,
     sealed::output::Output,
@@ -29,6 +29,7 @@ use crate::{
 
 /// Lists what is in a vault, sealed, in a file.
 pub fn take(args: &SnapshotArgs) -> CliResult {
+    outside::check(&args.output, &args.vault.vault)?;
     Output::check(Some(&args.output), args.force)?;
     let (opened, in_use) = open::open_even_in_use(&args.vault)?;
     process::raise_descriptor_limit();

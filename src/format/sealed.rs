@@ -39,6 +39,12 @@ pub const END_SIZE: usize = 32;
 /// The size of the part of a header that tells how long all of it is, in bytes.
 pub const SEALED_FRONT_SIZE: usize = FRONT_SIZE;
 
+/// Tells whether a file that is too short for a header could be the beginning of a sealed one.
+pub fn could_begin(bytes: &[u8]) -> bool {
+    let len = bytes.len().min(KIND.magic.len());
+    len > 0 && bytes[..len] == KIND.magic[..len]
+}
+
 /// A way to open a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Way {

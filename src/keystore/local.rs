@@ -24,7 +24,7 @@ pub use self::{
     error::KeystoreError,
     keys::{DELETION_DAYS_DEFAULT, NewKey, Reaped},
     rotation::{ON_DEMAND_ROTATIONS_MAX, ROTATION_DAYS_DEFAULT, RotationStatus},
-    slots::Rekeyed,
+    slots::{Rekeyed, free_label},
     vaults::VaultUse,
 };
 use super::{

@@ -410,6 +410,20 @@ pub enum SecretKind {
 }
 
 impl SecretKind {
+    /// Returns the kind of secret that a slot takes.
+    pub fn of(kind: &SlotKind) -> Self {
+        match kind {
+            SlotKind::Passphrase(_) => SecretKind::Passphrase,
+            SlotKind::KeyFile => SecretKind::KeyFile,
+            SlotKind::Recovery => SecretKind::RecoveryKey,
+            SlotKind::Credential { .. } => SecretKind::Credential,
+            SlotKind::Command { .. } => SecretKind::Command,
+            SlotKind::Recipient { .. } => SecretKind::Identity,
+            SlotKind::Tpm2 { .. } => SecretKind::Tpm,
+            SlotKind::Remote { .. } => SecretKind::RemoteKey,
+        }
+    }
+
     /// Returns it with its article.
     pub fn with_article(self) -> String {
         match self {

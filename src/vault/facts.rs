@@ -51,11 +51,13 @@ impl Vault {
     ///
     /// What reading it gives, and what keeps it from saying anything of itself; [`FileFacts`] of a file that says something and does not open.
     pub fn file_facts(&self, located: &Located) -> Result<FileFacts, VaultError> {
-        let entry = located
-            .entry
-            .as_ref()
-            .filter(|entry| entry.kind == FileType::RegularFile)
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let entry = match &located.entry {
+            None => return Err(io::Error::from_raw_os_error(libc::EISDIR).into()),
+            Some(entry) if entry.kind != FileType::RegularFile => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file").into());
+            }
+            Some(entry) => entry,
+        };
         let data = located.dir.open_file(&entry.disk, true)?;
         let size = self.layout.plain_size(CipherSize(data.len()?));
         let Some(preamble) = Beginning::read(&data)?.preamble() else {

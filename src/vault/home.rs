@@ -232,7 +232,7 @@ impl VaultHome {
         }
         let header = match dir.read_small(VAULT_HEADER, VAULT_HEADER_MAX) {
             Err(error) if error.raw_os_error() == Some(libc::EFBIG) => {
-                return Err(error::in_file(VAULT_HEADER)(FormatError::TrailingBytes));
+                return Err(error::in_file(path, VAULT_HEADER)(FormatError::TrailingBytes));
             }
             other => other.map_err(|source| OpenError::Io {
                 path: path.join(VAULT_HEADER),
@@ -251,7 +251,7 @@ impl VaultHome {
                 _ => OpenError::NotAVault { path },
             });
         };
-        let header = UnverifiedVaultHeader::decode(&header).map_err(error::in_file(VAULT_HEADER))?;
+        let header = UnverifiedVaultHeader::decode(&header).map_err(error::in_file(&path, VAULT_HEADER))?;
         Ok(VaultHome {
             path,
             dir,
@@ -416,7 +416,7 @@ impl VaultHome {
             .header
             .clone()
             .verify(&mac_key)
-            .map_err(error::in_file(VAULT_HEADER))?;
+            .map_err(error::in_file(&self.path, VAULT_HEADER))?;
         if let Some(lowest) = keys.epoch_floor(vault, current).map_err(OpenError::Key)?
             && header.current < lowest
         {
@@ -425,8 +425,8 @@ impl VaultHome {
                 lowest,
             });
         }
-        let layout = header.layout().map_err(error::in_file(VAULT_HEADER))?;
-        let names_root = unwrap_names_root(&header, &key)?;
+        let layout = header.layout().map_err(error::in_file(&self.path, VAULT_HEADER))?;
+        let names_root = unwrap_names_root(&header, &key).map_err(error::in_file(&self.path, VAULT_HEADER))?;
         let mut epochs = EpochKeys::new(header.current, key.header_wrapping_key(vault));
         let customer_key = self.customer_key.as_ref();
         for epoch in header.epochs.iter().filter(|epoch| epoch.number != header.current) {
@@ -807,7 +807,7 @@ fn unwrap_by_customer(
         .map_err(|_| KeyError::NotBrought { key })
 }
 
-fn unwrap_names_root(header: &VaultHeader, key: &EpochKey) -> Result<NamesRoot, OpenError> {
+fn unwrap_names_root(header: &VaultHeader, key: &EpochKey) -> Result<NamesRoot, FormatError> {
     let record = header
         .epoch(header.current)
         .expect("checked when the header was decoded");
@@ -817,5 +817,5 @@ fn unwrap_names_root(header: &VaultHeader, key: &EpochKey) -> Result<NamesRoot, 
         .unwrap(&purpose, &record.names_root, |bytes| {
             NamesRoot::new(LockedKey::copy_of(bytes))
         })
-        .map_err(|_| error::in_file(VAULT_HEADER)(FormatError::NotAuthentic))
+        .map_err(|_| FormatError::NotAuthentic)
 }

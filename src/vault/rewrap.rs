@@ -18,6 +18,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     io,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -92,6 +93,8 @@ pub struct Scope {
     disk_path: String,
     /// Only this header in the directory.
     file: Option<FileId>,
+    /// What its file was called by who named it.
+    named: Option<PathBuf>,
 }
 
 /// What a walk found and did.
@@ -112,6 +115,8 @@ pub struct Outcome {
 /// Something in the way.
 #[derive(Debug)]
 pub struct Failure {
+    /// The file's path in the view, if it was named.
+    pub path: Option<PathBuf>,
     /// Its path in the backing directory.
     pub disk_path: String,
     /// What is wrong with it.
@@ -136,15 +141,16 @@ impl Scope {
             dir: Arc::new(root.open_dir(".")?),
             disk_path: String::new(),
             file: None,
+            named: None,
         })
     }
 
-    /// Walks through what was found under a path: a directory with all below, or one file; nothing where that has no header.
+    /// Walks through what was found under a path of the view: a directory with all below, or one file; nothing where that has no header.
     ///
     /// # Errors
     ///
     /// What reading the file gives.
-    pub fn of(located: Located) -> Result<Option<Self>, VaultError> {
+    pub fn of(path: &Path, located: Located) -> Result<Option<Self>, VaultError> {
         let file = match &located.entry {
             None => None,
             Some(entry) if entry.kind != FileType::RegularFile => return Ok(None),
@@ -156,6 +162,7 @@ impl Scope {
         Ok(Some(Scope {
             dir: Arc::new(located.dir),
             disk_path: located.disk_path,
+            named: file.map(|_| path.to_owned()),
             file,
         }))
     }
@@ -208,9 +215,11 @@ pub fn rewrap(
         batch: Vec::new(),
         in_batch: HashSet::new(),
         directories: 0,
+        named: None,
         outcome: Outcome::default(),
     };
     for scope in scopes {
+        run.named.clone_from(&scope.named);
         scope.visit(&mut |dir, path, found| run.take(dir, path, found))?;
     }
     run.finish()
@@ -240,7 +249,11 @@ pub fn survey(root: &Dir) -> io::Result<Outcome> {
             Err((_, error)) if is_beyond_use(path, &error) => {}
             Err((disk_path, error)) => {
                 outcome.without_bucket_key += 1;
-                outcome.failed.push(Failure { disk_path, error });
+                outcome.failed.push(Failure {
+                    path: None,
+                    disk_path,
+                    error,
+                });
             }
         }
         Ok(())
@@ -262,6 +275,8 @@ struct Run<'r> {
     in_batch: HashSet<(String, FileId)>,
     /// Directories in the batch.
     directories: usize,
+    /// What the file that is looked at was called by who named it.
+    named: Option<PathBuf>,
     outcome: Outcome,
 }
 
@@ -290,7 +305,11 @@ impl Run<'_> {
     }
 
     fn fail(&mut self, disk_path: String, error: VaultError) {
-        self.outcome.failed.push(Failure { disk_path, error });
+        self.outcome.failed.push(Failure {
+            path: self.named.clone(),
+            disk_path,
+            error,
+        });
     }
 
     /// Returns the new version of a header; nothing if it needs none.

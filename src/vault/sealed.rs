@@ -21,7 +21,7 @@ use crate::{
     format::{
         FormatError,
         layout::Layout,
-        sealed::{BLOCK_SIZE, END_SIZE, SEALED_FRONT_SIZE, SealedHeader, UnverifiedSealedHeader, Way},
+        sealed::{BLOCK_SIZE, END_SIZE, SEALED_FRONT_SIZE, SealedHeader, UnverifiedSealedHeader, Way, could_begin},
     },
     ids::FileId,
     keystore::way::{NewWay, Opener, WayError},
@@ -190,9 +190,9 @@ impl<R: Read> UnopenedFile<R> {
     pub fn enter(mut input: R) -> Result<Self, SealedError> {
         let mut bytes = vec![0; SEALED_FRONT_SIZE];
         let got = fill(&mut input, &mut bytes).map_err(SealedError::Read)?;
-        let front = bytes[..got].try_into().map_err(|_| match bytes[..got].is_empty() {
-            true => FormatError::NotOne,
-            false => FormatError::TooShort,
+        let front = bytes[..got].try_into().map_err(|_| match could_begin(&bytes[..got]) {
+            true => FormatError::TooShort,
+            false => FormatError::NotOne,
         })?;
         bytes.resize(UnverifiedSealedHeader::size(&front)?, 0);
         let rest = &mut bytes[SEALED_FRONT_SIZE..];

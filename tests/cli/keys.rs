@@ -419,6 +419,97 @@ fn a_keystore_is_made_where_none_is() {
 }
 
 #[test]
+fn who_was_shared_with_twice_may_give_either_code_and_no_other_s() {
+    let place = Place::with_vault();
+    place.fill();
+    let share = |identity: &str, name: &str| {
+        let shown = place.run(&format!("recipient show {identity}"));
+        place.write("recipient", shown.out.as_bytes());
+        let shared = place.run(&format!("share add --name {name} {KEY} vault recipient"));
+        assert_eq!(shared.code, 0, "{}", shared.err);
+        shared.out.trim().to_owned()
+    };
+    for identity in ["ada", "bob"] {
+        assert_eq!(place.run(&format!("recipient generate {identity}")).code, 0);
+    }
+    let codes = [share("bob", "b1"), share("bob", "b2"), share("ada", "a")];
+    let listed = |options: &str| place.run(&format!("ls {options}--identity bob vault"));
+    let [first, second, other] = &codes;
+    let all = given(0, "a\ndir\nlink\n", "");
+    for options in [
+        format!("--share-code {first} "),
+        format!("--share-code {second} "),
+        format!("--slot b2 --share-code {second} "),
+    ] {
+        assert_eq!(listed(&options), all, "{options}");
+    }
+    for options in [
+        format!("--share-code {other} "),
+        format!("--slot b2 --share-code {first} "),
+    ] {
+        let refused = listed(&options);
+        assert_eq!(refused.code, 4, "{options}");
+        assert!(refused.err.starts_with("hushfs: the vault has another share code: "));
+    }
+    let compare = |codes: String| format!("whether the share code is {codes}, then give it with --share-code\n");
+    let unasked = listed("");
+    assert!(
+        unasked.err.ends_with(&compare(format!("{first} or {second}"))),
+        "{}",
+        unasked.err
+    );
+    assert!(listed("--slot b2 ").err.ends_with(&compare(second.clone())));
+}
+
+#[test]
+fn the_keystore_of_a_vault_is_used_with_that_vault_only() {
+    let place = Place::with_vault();
+    place.write("policy", b"{}");
+    for command in [
+        "mount --audit per-file --keystore vault --key-file key vault pass",
+        "mount --audit per-file -o keystore=vault,key-file=key vault pass",
+        "ls --keystore vault --key-file key vault",
+        "agent --foreground --socket socket --keystore vault --key-file key",
+        "init --keystore vault --key-file key second",
+        "key create --keystore vault --key-file key",
+        "key policy set --file policy --keystore vault --key-file key alias/hushfs/default",
+        "slot test --keystore vault --key-file key",
+        "keystore audit on --keystore vault --key-file key",
+        "audit show --keystore vault",
+        "seal --keystore vault --key alias/hushfs/default --key-file key pass",
+    ] {
+        place.refused(
+            command,
+            2,
+            "vault: is a vault: --keystore names a keystore outside vaults, and without it a vault's own one is used",
+        );
+    }
+    assert!(!place.path("pass.hush").exists());
+    assert_eq!(place.run("key list --key-file key vault").code, 0);
+}
+
+#[test]
+fn a_key_that_is_not_in_the_keystore_may_be_a_damaged_vault_header() {
+    let place = Place::with_vault();
+    let keys = place.json(&format!("key list --json {KEY} vault"));
+    let id = keys["keys"][0]["id"].as_str().unwrap();
+    let id = data_encoding::HEXLOWER.decode(id.as_bytes()).unwrap();
+    place.damage("vault/vault.hush", |bytes| {
+        let at = bytes.windows(id.len()).position(|window| window == id).unwrap();
+        bytes[at] ^= 1;
+    });
+    let refused = place.run(&format!("ls {KEY} vault"));
+    assert_eq!(refused.code, 10);
+    assert!(
+        refused.err.ends_with(
+            " is not in this keystore: it was deleted, another keystore is meant (--keystore), or vault.hush is damaged\n"
+        ),
+        "{}",
+        refused.err
+    );
+}
+
+#[test]
 fn the_default_keystore_serves_vaults_without_one() {
     let place = Place::new();
     assert_eq!(place.run(&format!("keystore init {KEY}")), done());
@@ -545,7 +636,10 @@ fn a_vault_catches_up_with_its_keystore_when_it_is_opened_for_writing() {
         given(
             0,
             "",
-            "hushfs: 2 keys with a new version; a vault uses it for new files from its next mount on\n"
+            "\
+hushfs: removed slot 2 \"stick\", key file
+hushfs: 2 keys with a new version; a vault uses it for new files from its next mount on
+"
         )
     );
     place.run(&format!("rewrap --keystore keys {KEY} second"));
@@ -595,6 +689,14 @@ epoch 1, TIME
         )),
         "{}",
         cat.err
+    );
+    let rewrap = place.run(&format!("rewrap {KEY} --vault-key vault a"));
+    assert_eq!(rewrap.code, 9, "{}", rewrap.err);
+    let named = rewrap.err.lines().find(|line| line.starts_with("hushfs: a ("));
+    assert!(
+        named.is_some_and(|line| line.ends_with(&format!(".hush): its header is of epoch 2: key {old} is disabled"))),
+        "{}",
+        rewrap.err
     );
     let cat = place.run(&format!("cat {KEY} vault b"));
     assert_eq!((cat.code, cat.out.as_str()), (0, "new\n"));
@@ -832,7 +934,8 @@ suite    aes-256-gcm-siv
             .code,
         2
     );
-    assert_eq!(place.run(&format!("file info {KEY} vault dir")).code, 1);
+    place.refused(&format!("file info {KEY} vault dir"), 1, "dir: Is a directory");
+    place.refused(&format!("file info {KEY} vault link"), 1, "link: not a regular file");
     assert_eq!(place.run(&format!("rewrap {KEY} --key alias/none vault dir")).code, 10);
 
     // The key goes with the last file and directory that have it.

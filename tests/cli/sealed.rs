@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::Write,
     os::unix::{
-        fs::{MetadataExt, PermissionsExt},
+        fs::{MetadataExt, PermissionsExt, symlink},
         process::ExitStatusExt,
     },
     process::Stdio,
@@ -153,7 +153,12 @@ fn what_is_cut_or_changed_gives_no_file() {
     let mut changed = good.clone();
     changed[50] ^= 1;
     refused(&changed, 9, "damaged or tampered with (authentication failed)");
-    refused(b"%PDF-1.7 and so on", 4, "not a sealed file");
+    for other in [b"%PDF-1.7 and so on".as_slice(), b"", b"four", b"battery", b"HUSHSEAm"] {
+        refused(other, 4, "not a sealed file");
+        assert_eq!(place.run("info report.hush").code, 4);
+    }
+    refused(&good[..4], 9, "cut short");
+    refused(&good[..12], 9, "cut short");
     refused(
         b"HUSHSEAL\x02\0\x01\0\0\0\0\0",
         5,
@@ -313,6 +318,17 @@ fn options_of_no_use_are_refused() {
         "seal --remove --key-file key -o - report",
         "--remove removes one file when another was made of it: name both",
     );
+    symlink("report", place.path("link")).unwrap();
+    for command in [
+        "seal --remove --key-file key link",
+        "open --remove --key-file key -o out link",
+    ] {
+        refused(
+            command,
+            "link: a symbolic link, and --remove removes files: name the file itself",
+        );
+    }
+    fs::remove_file(place.path("link")).unwrap();
     refused(
         "seal --key-file key --context hushfs:file=1 -o out report",
         "report: names in an encryption context must not start with hushfs:",

@@ -37,7 +37,7 @@ pub fn seal(given: &str, args: &NewDeviceArgs) -> CliResult<(TpmObject, SlotSecr
     tpm.check().map_err(CliError::Tpm)?;
     let pin = match (&args.new_pin_file, args.new_pin) {
         (Some(path), _) => Some(secret::first_line_of_file(path)?),
-        (None, true) => Some(secret::ask_twice_for("New PIN of the TPM: ")?),
+        (None, true) => Some(secret::ask_twice("New PIN of the TPM: ", secret::NEW_PIN)?),
         (None, false) => None,
     };
     let pin = pin.as_ref().map(|pin| pin.as_slice());

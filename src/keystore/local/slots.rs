@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::{KeystoreError, LocalKeystore, Made, next_material};
 use crate::{
-    crypto::{keys::KeystoreRoot, random, wrap},
-    format::keystore::{AuditSettings, KeyRecord, LABEL_LEN_MAX, MaterialCause, SLOTS_MAX, Slot, SlotId, material_aad},
+    crypto::{keys::KeystoreRoot, random, recipient::Recipient, wrap},
+    format::keystore::{
+        AuditSettings, KeyRecord, LABEL_LEN_MAX, MaterialCause, SLOTS_MAX, Slot, SlotId, SlotKind, material_aad,
+    },
     ids::KeyId,
     keystore::{
         identity::ShareCode,
-        secret::{NewSecret, NewSecretError},
+        secret::{NewSecret, NewSecretError, SecretKind},
         slot::{SlotDraft, authenticator, seal_again},
     },
 };
@@ -73,7 +75,8 @@ impl LocalKeystore {
         self.rekey(&slots, now)
     }
 
-    /// Gives a slot another secret, of the same or another kind, and shuts out who holds the one before.
+    /// Gives a slot another secret, of the same or another kind, and shuts out who holds the one before. A slot that is called by its kind is
+    /// then called by the new one.
     ///
     /// # Errors
     ///
@@ -82,7 +85,7 @@ impl LocalKeystore {
         let at = self.slot_index(slot)?;
         let created = self.clock(now);
         let mut slots = self.body.slots.clone();
-        let label = &self.body.slots[at].label;
+        let label = &self.label_with(at, secret.kind());
         slots[at] = self.seal_slot(&SlotDraft {
             id: slot,
             label,
@@ -104,11 +107,32 @@ impl LocalKeystore {
             .map_err(|_| KeystoreError::UnusableSlot { slot })
     }
 
+    /// Returns the share code of each slot of a recipient, by rising id: who was shared with twice was told two.
+    ///
+    /// # Errors
+    ///
+    /// As for [`share_code`](Self::share_code).
+    pub fn share_codes_of(&self, recipient: &Recipient) -> Result<Vec<ShareCode>, KeystoreError> {
+        let is_theirs = |slot: &&Slot| matches!(&slot.kind, SlotKind::Recipient { recipient: own, .. } if own == recipient.as_bytes());
+        let slots = self.body.slots.iter().filter(is_theirs);
+        slots.map(|slot| self.share_code(slot.id)).collect()
+    }
+
     pub(super) fn slot_index(&self, slot: SlotId) -> Result<usize, KeystoreError> {
         self.body
             .slots
             .binary_search_by_key(&slot, |other| other.id)
             .map_err(|_| KeystoreError::NoSuchSlot { slot })
+    }
+
+    /// Returns the label of a slot once it has a secret of a kind.
+    fn label_with(&self, at: usize, kind: SecretKind) -> String {
+        let slots = &self.body.slots;
+        let slot = &slots[at];
+        match SecretKind::of(&slot.kind) != kind && is_called_by_its_kind(slot) {
+            true => free_label(slots, &kind.to_string()),
+            false => slot.label.clone(),
+        }
     }
 
     fn seal_slot(&self, draft: &SlotDraft<'_>) -> Result<Slot, KeystoreError> {
@@ -176,6 +200,32 @@ impl LocalKeystore {
             self.body.set_audit_settings(settings);
         }
     }
+}
+
+/// Returns a label for a slot of a kind that no slot has.
+pub fn free_label(slots: &[Slot], kind: &str) -> String {
+    let labels = (1..).map(|number| match number {
+        1 => kind.to_owned(),
+        _ => format!("{kind} {number}"),
+    });
+    let mut free = labels.filter(|label| slots.iter().all(|slot| slot.label != *label));
+    free.next().expect("there are more numbers than slots")
+}
+
+/// Tells whether a slot has such a label as one gets that nobody has named.
+fn is_called_by_its_kind(slot: &Slot) -> bool {
+    let kind = SecretKind::of(&slot.kind).to_string();
+    let names: &[&str] = match &slot.kind {
+        SlotKind::Recipient { .. } => &["recipient"],
+        SlotKind::Remote { .. } => &[&kind, "AWS KMS"],
+        _ => &[&kind],
+    };
+    let is_numbered = |rest: &str| {
+        rest.strip_prefix(' ')
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let mut rests = names.iter().filter_map(|name| slot.label.strip_prefix(name));
+    rests.any(|rest| rest.is_empty() || is_numbered(rest))
 }
 
 /// All that hangs on the root of a keystore, under a new one.

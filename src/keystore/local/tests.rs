@@ -210,6 +210,34 @@ fn a_replaced_secret_opens_nothing_newer_and_the_new_one_does() {
 }
 
 #[test]
+fn a_replaced_slot_that_was_called_by_its_kind_is_called_by_the_new_one() {
+    let stick = key_file(3);
+    let recovery = RecoveryKey::generate();
+    for (label, after) in [
+        ("key file", "recovery key 2"),
+        ("key file 2", "recovery key 2"),
+        ("key files", "key files"),
+        ("key file of Ada", "key file of Ada"),
+        ("passphrase", "passphrase"),
+    ] {
+        let mut keystore = keystore();
+        let slot = keystore.add_slot(label, &NewSecret::KeyFile(&stick), 1).unwrap();
+        keystore
+            .add_slot("recovery key", &NewSecret::RecoveryKey(&recovery), 1)
+            .unwrap();
+        let label_of = |keystore: &LocalKeystore| keystore.slots()[1].label.clone();
+        let _ = keystore
+            .replace_slot(slot, &NewSecret::KeyFile(&key_file(4)), 1)
+            .unwrap();
+        assert_eq!(label_of(&keystore), label, "of the same kind");
+        let _ = keystore
+            .replace_slot(slot, &NewSecret::RecoveryKey(&RecoveryKey::generate()), 1)
+            .unwrap();
+        assert_eq!(label_of(&keystore), after, "{label}");
+    }
+}
+
+#[test]
 fn a_keystore_with_any_byte_flipped_is_refused() {
     let bytes = keystore().encode(1).unwrap();
     for at in (0..bytes.len()).step_by(7) {

@@ -38,7 +38,6 @@ use crate::{
     format::{
         FormatError,
         keystore::{SlotId, VAULT_KEYS_MAX, VaultKey},
-        name::KEYSTORE,
         vault::{BucketKeysOff, CHAINS_MAX, CustodianKind, DIRECTORY_KEYS_MAX, EPOCHS_MAX, EpochRecord, VaultHeader},
     },
     ids::{DirectoryId, Epoch, KeyId},
@@ -77,9 +76,9 @@ pub enum ChangeError {
     /// The directory has no key of its own, of which it could be said how files get it.
     NoDirectoryKey,
     /// A file has outgrown its limit.
-    Format { file: &'static str, error: FormatError },
+    Format { path: PathBuf, error: FormatError },
     /// A file could not be replaced; the old version stands.
-    Io { file: &'static str, source: io::Error },
+    Io { path: PathBuf, source: io::Error },
 }
 
 impl fmt::Display for ChangeError {
@@ -127,8 +126,8 @@ impl fmt::Display for ChangeError {
                 "the directory has no key of its own: give it one with `hushfs vault encryption set --key KEY --bucket-key on|off`",
             ),
             ChangeError::Audit(error) => write!(f, "{REFUSED}: {error}"),
-            ChangeError::Format { file, error } => write!(f, "{file}: {error}"),
-            ChangeError::Io { file, source } => write!(f, "{file}: {source}"),
+            ChangeError::Format { path, error } => write!(f, "{}: {error}", path.display()),
+            ChangeError::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }
 }
@@ -478,8 +477,10 @@ impl OpenVault {
         self.vault.epochs.advance(number, key.header_wrapping_key(vault));
         self.store_header()?;
         self.apply_choice();
-        self.ask_for_files()
-            .map_err(|source| ChangeError::Io { file: KEYSTORE, source })?;
+        self.ask_for_files().map_err(|source| ChangeError::Io {
+            path: self.home.path().to_owned(),
+            source,
+        })?;
         self.record(None, now)?;
         Ok(number)
     }
@@ -513,12 +514,11 @@ impl OpenVault {
     }
 
     fn store_header(&mut self) -> Result<(), ChangeError> {
-        let file = VAULT_HEADER;
-        let bytes = self
-            .header
-            .encode(&self.mac_key)
-            .map_err(|error| ChangeError::Format { file, error })?;
-        store(&self.home.dir, file, &bytes).map_err(|source| ChangeError::Io { file, source })
+        let path = self.home.path.join(VAULT_HEADER);
+        match self.header.encode(&self.mac_key) {
+            Err(error) => Err(ChangeError::Format { path, error }),
+            Ok(bytes) => store(&self.home.dir, VAULT_HEADER, &bytes).map_err(|source| ChangeError::Io { path, source }),
+        }
     }
 }
 

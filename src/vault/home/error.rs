@@ -1,6 +1,9 @@
 //! Why a vault cannot be made or opened.
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use super::{AuditError, ChangeError, audit::REFUSED};
 use crate::{
@@ -25,12 +28,14 @@ pub enum OpenError {
     KeystoreMissing { path: PathBuf },
     /// There is no keystore in this directory.
     NoKeystore { path: PathBuf },
+    /// The keystore that was named as one of its own lies in a vault, whose lock guards it.
+    KeystoreOfVault { path: PathBuf },
     /// Another process uses the vault.
     InUse { path: PathBuf },
     /// A file was made by a newer version: its format version, or none when it is a feature.
-    Newer { file: &'static str, version: Option<u16> },
+    Newer { path: PathBuf, version: Option<u16> },
     /// A file does not decode or authenticate.
-    Damaged { file: &'static str, error: FormatError },
+    Damaged { path: PathBuf, error: FormatError },
     /// The keystore does not open.
     Unlock(UnlockError),
     /// The key of the current epoch does not open.
@@ -58,21 +63,30 @@ impl From<AuditError> for OpenError {
     }
 }
 
-/// Says of a [`FormatError`] which file it is about; versions are told from damage.
-pub(super) fn in_file(file: &'static str) -> impl Fn(FormatError) -> OpenError {
+/// Says of a [`FormatError`] which file of which directory it is about; versions are told from damage.
+pub(super) fn in_file(dir: &Path, file: &str) -> impl Fn(FormatError) -> OpenError {
+    let path = dir.join(file);
     move |error| match error {
         FormatError::Newer(version) => OpenError::Newer {
-            file,
+            path: path.clone(),
             version: Some(version),
         },
-        FormatError::UnknownFeature => OpenError::Newer { file, version: None },
-        error => OpenError::Damaged { file, error },
+        FormatError::UnknownFeature => OpenError::Newer {
+            path: path.clone(),
+            version: None,
+        },
+        error => OpenError::Damaged {
+            path: path.clone(),
+            error,
+        },
     }
 }
 
-pub(super) fn of_unlock(error: UnlockError) -> OpenError {
-    match error {
-        UnlockError::Format(error) => in_file(KEYSTORE)(error),
+/// Says of an [`UnlockError`] where the keystore lies, if it is about its file.
+pub(super) fn of_unlock(dir: &Path) -> impl Fn(UnlockError) -> OpenError {
+    let in_keystore = in_file(dir, KEYSTORE);
+    move |error| match error {
+        UnlockError::Format(error) => in_keystore(error),
         error => OpenError::Unlock(error),
     }
 }
@@ -101,24 +115,38 @@ impl fmt::Display for OpenError {
                 "{}: no keystore ({KEYSTORE}) there: name a vault or --keystore, or make one with `hushfs keystore init`",
                 path.display()
             ),
+            OpenError::KeystoreOfVault { path } => write!(
+                f,
+                "{}: is a vault: --keystore names a keystore outside vaults, and without it a vault's own one is used",
+                path.display()
+            ),
             OpenError::InUse { path } => write!(
                 f,
                 "{}: vault is in use by another hushfs (mounted?): unmount it or wait",
                 path.display()
             ),
             OpenError::Newer {
-                file,
+                path,
                 version: Some(version),
-            } => write!(f, "{file}: {}: use a newer hushfs", FormatError::Newer(*version)),
-            OpenError::Newer { file, version: None } => {
-                write!(f, "{file}: {}: use a newer one", FormatError::UnknownFeature)
-            }
-            OpenError::Damaged { file, error } => {
+            } => write!(
+                f,
+                "{}: {}: use a newer hushfs",
+                path.display(),
+                FormatError::Newer(*version)
+            ),
+            OpenError::Newer { path, version: None } => {
                 write!(
                     f,
-                    "{file}: {error}: put it back from a backup or the sync tool's history"
+                    "{}: {}: use a newer one",
+                    path.display(),
+                    FormatError::UnknownFeature
                 )
             }
+            OpenError::Damaged { path, error } => write!(
+                f,
+                "{}: {error}: put it back from a backup or the sync tool's history",
+                path.display()
+            ),
             OpenError::Unlock(error) => error.fmt(f),
             OpenError::Key(KeyError::Rejected { .. }) => write!(
                 f,
@@ -126,7 +154,7 @@ impl fmt::Display for OpenError {
             ),
             OpenError::Key(KeyError::NotFound { key }) => write!(
                 f,
-                "the vault's key {key} is not in this keystore: it was deleted, or another keystore is meant (--keystore)"
+                "the vault's key {key} is not in this keystore: it was deleted, another keystore is meant (--keystore), or {VAULT_HEADER} is damaged"
             ),
             OpenError::Key(error) => write!(f, "the vault's key cannot be used: {error}"),
             OpenError::WrongCustomerKey => {

@@ -22,6 +22,7 @@ use crate::{
     format::{
         FormatError,
         keystore::{Slot, SlotId, UnverifiedKeystoreFile},
+        name::VAULT_HEADER,
     },
     ids::KeyId,
     keystore::{KeystoreError, LocalKeystore, Principal, Providers, SlotChoice, Unlock, local::Tried},
@@ -78,7 +79,7 @@ impl KeystoreHome {
     ///
     /// # Errors
     ///
-    /// Everything that can be told without a secret.
+    /// Everything that can be told without a secret. [`OpenError::KeystoreOfVault`] for one in a vault.
     pub fn enter(path: &Path) -> Result<Self, OpenError> {
         let no_keystore = || OpenError::NoKeystore { path: path.to_owned() };
         let dir = Dir::open(path).map_err(|source| match source.kind() {
@@ -89,7 +90,15 @@ impl KeystoreHome {
             },
         })?;
         let bytes = read(&dir, path)?.ok_or_else(no_keystore)?;
-        Self::new(path, dir, bytes, false)
+        match dir.stat(VAULT_HEADER) {
+            // Changed under the lock of its directory alone, and recorded in a log outside vaults, it would be two keystores in one.
+            Ok(_) => Err(OpenError::KeystoreOfVault { path: path.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::new(path, dir, bytes, false),
+            Err(source) => Err(OpenError::Io {
+                path: path.join(VAULT_HEADER),
+                source,
+            }),
+        }
     }
 
     /// Takes the keystore of a vault, whose lock guards it; nothing when the vault has none.
@@ -105,7 +114,7 @@ impl KeystoreHome {
     }
 
     fn new(path: &Path, dir: Dir, bytes: Vec<u8>, is_embedded: bool) -> Result<Self, OpenError> {
-        UnverifiedKeystoreFile::decode(&bytes).map_err(error::in_file(KEYSTORE))?;
+        UnverifiedKeystoreFile::decode(&bytes).map_err(error::in_file(path, KEYSTORE))?;
         Ok(KeystoreHome {
             path: path.to_owned(),
             dir,
@@ -120,7 +129,7 @@ impl KeystoreHome {
         let bytes = read(&self.dir, &self.path)?.ok_or_else(|| OpenError::NoKeystore {
             path: self.path.clone(),
         })?;
-        UnverifiedKeystoreFile::decode(&bytes).map_err(error::in_file(KEYSTORE))?;
+        UnverifiedKeystoreFile::decode(&bytes).map_err(error::in_file(&self.path, KEYSTORE))?;
         Ok(KeystoreHome { bytes, ..self })
     }
 
@@ -132,6 +141,13 @@ impl KeystoreHome {
     /// Returns the file as it is now, or none where there is none.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, OpenError> {
         read(&self.dir, &self.path)
+    }
+
+    fn io_error(&self, source: io::Error) -> ChangeError {
+        ChangeError::Io {
+            path: self.path.join(KEYSTORE),
+            source,
+        }
     }
 
     /// Says who serves the keys that a key server or an HSM holds.
@@ -165,7 +181,7 @@ impl KeystoreHome {
     ///
     /// The [`OpenError`] of a keystore that is none.
     pub fn try_each(&self, unlock: &Unlock) -> Result<Vec<Tried>, OpenError> {
-        LocalKeystore::try_each(&self.bytes, unlock).map_err(error::of_unlock)
+        LocalKeystore::try_each(&self.bytes, unlock).map_err(error::of_unlock(&self.path))
     }
 
     /// Opens the keystore.
@@ -174,7 +190,8 @@ impl KeystoreHome {
     ///
     /// The [`OpenError`] that says why not.
     pub fn open(self, unlock: &Unlock, choice: &SlotChoice) -> Result<OpenKeystore, OpenError> {
-        let (mut keystore, slot) = LocalKeystore::unlock(&self.bytes, unlock, choice).map_err(error::of_unlock)?;
+        let (mut keystore, slot) =
+            LocalKeystore::unlock(&self.bytes, unlock, choice).map_err(error::of_unlock(&self.path))?;
         keystore.set_providers(self.providers.clone());
         Ok(OpenKeystore {
             slot,
@@ -334,7 +351,7 @@ impl OpenKeystore {
     ///
     /// [`ChangeError::KeystoreChanged`], and why it cannot be read.
     pub fn refresh(&mut self) -> Result<(), ChangeError> {
-        let failed = |source| ChangeError::Io { file: KEYSTORE, source };
+        let failed = |source| self.home.io_error(source);
         let stored = self.home.dir.read_small(KEYSTORE, KEYSTORE_SIZE_MAX).map_err(failed)?;
         if stored.as_ref() != Some(&self.home.bytes) {
             let changed = || ChangeError::KeystoreChanged {
@@ -385,7 +402,7 @@ impl OpenKeystore {
     fn store(&mut self, now: u64) -> Result<(), ChangeError> {
         let bytes = self.encode(now)?;
         let stored = store(&self.home.dir, KEYSTORE, &bytes);
-        stored.map_err(|source| ChangeError::Io { file: KEYSTORE, source })?;
+        stored.map_err(|source| self.home.io_error(source))?;
         self.home.bytes = bytes;
         Ok(())
     }
@@ -423,15 +440,15 @@ impl OpenKeystore {
     }
 
     fn encode(&mut self, now: u64) -> Result<Vec<u8>, ChangeError> {
-        let file = KEYSTORE;
-        self.keystore
-            .encode(now)
-            .map_err(|error| ChangeError::Format { file, error })
+        self.keystore.encode(now).map_err(|error| ChangeError::Format {
+            path: self.home.path.join(KEYSTORE),
+            error,
+        })
     }
 
     /// Locks the keystore's directory by a descriptor of its own, which unlocks it when it is dropped.
     fn lock(&self, wait: Duration) -> Result<Dir, ChangeError> {
-        let failed = |source| ChangeError::Io { file: KEYSTORE, source };
+        let failed = |source| self.home.io_error(source);
         let dir = self.home.dir.open_dir(".").map_err(failed)?;
         let start = Instant::now();
         loop {
@@ -462,7 +479,7 @@ fn is_keystore(error: CreateError) -> CreateError {
 fn read(dir: &Dir, path: &Path) -> Result<Option<Vec<u8>>, OpenError> {
     match dir.read_small(KEYSTORE, KEYSTORE_SIZE_MAX) {
         Err(error) if error.raw_os_error() == Some(libc::EFBIG) => Err(OpenError::Damaged {
-            file: KEYSTORE,
+            path: path.join(KEYSTORE),
             error: FormatError::TrailingBytes,
         }),
         other => other.map_err(|source| OpenError::Io {

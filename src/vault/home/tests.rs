@@ -132,30 +132,21 @@ fn each_thing_in_the_way_of_opening_has_its_error() {
     put(path, &bytes, &good.keystore);
     assert!(matches!(
         open_with(path, 1),
-        Err(OpenError::Newer {
-            file: VAULT_HEADER,
-            version: Some(7)
-        })
+        Err(OpenError::Newer { path: of, version: Some(7) }) if of == path.join(VAULT_HEADER)
     ));
     let mut bytes = good.keystore.clone();
     *bytes.last_mut().unwrap() ^= 1;
     put(path, &good.header, &bytes);
     assert!(matches!(
         open_with(path, 1),
-        Err(OpenError::Damaged {
-            file: KEYSTORE,
-            error: FormatError::NotAuthentic
-        })
+        Err(OpenError::Damaged { path: of, error: FormatError::NotAuthentic }) if of == path.join(KEYSTORE)
     ));
     let mut bytes = good.header.clone();
     *bytes.last_mut().unwrap() ^= 1;
     put(path, &bytes, &good.keystore);
     assert!(matches!(
         open_with(path, 1),
-        Err(OpenError::Damaged {
-            file: VAULT_HEADER,
-            error: FormatError::NotAuthentic
-        })
+        Err(OpenError::Damaged { path: of, error: FormatError::NotAuthentic }) if of == path.join(VAULT_HEADER)
     ));
     put(path, &vec![0; VAULT_HEADER_MAX + 1], &good.keystore);
     assert!(matches!(
@@ -251,7 +242,7 @@ fn a_change_that_was_interrupted_anywhere_opens_and_is_completed() {
         fs::create_dir(path.join(VAULT_HEADER)).unwrap();
         assert!(matches!(
             change(&mut open),
-            Err(ChangeError::Io { file: VAULT_HEADER, .. })
+            Err(ChangeError::Io { path: of, .. }) if of == path.join(VAULT_HEADER)
         ));
         drop(open);
         fs::remove_dir(path.join(VAULT_HEADER)).unwrap();
@@ -403,6 +394,18 @@ fn a_keystore_of_its_own_knows_its_vaults() {
         VaultHome::enter(&temp.path().join("keys"), Lock::Shared).map(drop),
         Err(OpenError::HeaderMissing { .. })
     ));
+}
+
+#[test]
+fn the_keystore_of_a_vault_is_not_taken_for_one_of_its_own() {
+    let (temp, open) = vault();
+    drop(open);
+    assert!(matches!(
+        KeystoreHome::enter(temp.path()).map(drop),
+        Err(OpenError::KeystoreOfVault { path }) if path == temp.path()
+    ));
+    fs::remove_file(temp.path().join(VAULT_HEADER)).unwrap();
+    assert!(KeystoreHome::enter(temp.path()).is_ok());
 }
 
 /// A crash while a vault is made leaves its header without a record.
