@@ -211,6 +211,7 @@ impl<'p> Report<'p> {
     fn compared(&self, compared: &Compared) {
         let mut counts = self.counts.lock();
         counts.differs = compared.is_damage;
+        counts.unchecked += compared.unchecked;
         for difference in &compared.differences {
             let mut line = difference.clone();
             line["type"] = "difference".into();

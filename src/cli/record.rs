@@ -16,6 +16,7 @@ use super::{
     open, print, text,
 };
 use crate::{
+    format::FormatError,
     fs::Watch,
     vault::{
         Vault,
@@ -80,13 +81,59 @@ pub fn open_record(vault: &Vault, home: &VaultHome, named: Option<&Path>) -> Cli
         Start::New => log::warn!(
             "there is no record of this vault in {place}: it is begun now, and what was put back before is not noticed"
         ),
-        Start::Torn => log::info!("the record in {place} was not written to its end; what stands before is used"),
         Start::Damaged { problem, kept } => log::warn!(
-            "the record in {place} was changed or damaged ({problem}): what stands before that is used, and the whole was kept as {}",
+            "the record in {place} {}: what stands before that is used, and the whole was kept as {}",
+            damage(&problem),
             kept.display()
         ),
     }
     Ok(record)
+}
+
+/// Says what is wrong with a record.
+fn damage(problem: &FormatError) -> String {
+    match problem {
+        FormatError::TooShort => {
+            "was cut or changed, or a crash came while it was written: its end is missing".to_owned()
+        }
+        problem => format!("was changed or damaged ({problem})"),
+    }
+}
+
+/// What a vault can be compared with.
+pub struct Known {
+    /// The record; nothing where there is none, or nothing in it.
+    pub record: Option<Record>,
+    /// Why that is not all that was ever seen.
+    pub lacks: Option<String>,
+}
+
+/// Opens the record of a vault to compare with it.
+pub fn known(vault: &Vault, home: &VaultHome, named: Option<&Path>) -> CliResult<Known> {
+    let path = directory(named, home.path())?;
+    let place = path.display();
+    let Some((record, problem)) = look(vault, home, &path)? else {
+        let lacks = Some(format!(
+            "there is no record of this vault in {place}: nothing was compared with it"
+        ));
+        return Ok(Known { record: None, lacks });
+    };
+    let record = Some(record).filter(|record| !record.is_empty());
+    let compared = match record {
+        Some(_) => "only what stands before that was compared",
+        None => "nothing was compared with it",
+    };
+    let lacks = match problem {
+        Some(problem) => Some(format!("the record in {place} {}: {compared}", damage(&problem))),
+        None if record.is_none() => Some(format!("nothing is noted in the record in {place} yet: {compared}")),
+        None => None,
+    };
+    Ok(Known { record, lacks })
+}
+
+/// Opens the record of a vault, if there is one. None is begun, and what is wrong with it stays as it is: who looks next is told too.
+fn look(vault: &Vault, home: &VaultHome, path: &Path) -> CliResult<Option<(Record, Option<FormatError>)>> {
+    Record::open_read_only(vault, path, home.dir().can_sync_filesystem()).map_err(CliError::Record)
 }
 
 /// The record of a mount.
@@ -132,7 +179,17 @@ impl MountRecord {
 /// Says what the record holds.
 pub fn show(args: &RecordShowArgs) -> CliResult {
     let (opened, _) = open::open_even_in_use(&args.vault)?;
-    let record = open_record(&opened.vault, &opened.home, args.record.dir())?;
+    let path = directory(args.record.dir(), opened.home.path())?;
+    let Some((record, problem)) = look(&opened.vault, &opened.home, &path)? else {
+        return Err(CliError::NoRecord { path });
+    };
+    if let Some(problem) = problem {
+        let place = path.display();
+        log::warn!(
+            "the record in {place} {}: what stands before that is shown",
+            damage(&problem)
+        );
+    }
     let size = record.size();
     let home = record.home();
     if args.json {

@@ -12,7 +12,11 @@ use super::{
     CliResult,
     args::{CompareArgs, SnapshotArgs},
     error::CliError,
+<<<<<<< HEAD
     open, outside, process,
+=======
+    open, print, process,
+>>>>>>> help-a
     progress::Progress,
     record,
     sealed::output::Output,
@@ -97,6 +101,8 @@ pub struct Compared {
     pub differences: Vec<Value>,
     /// Some were not to be expected.
     pub is_damage: bool,
+    /// How much could not be compared.
+    pub unchecked: u64,
 }
 
 /// Compares a vault with a snapshot and with the record, as far as was asked for, and prints the differences.
@@ -119,20 +125,35 @@ pub fn compare(view: &View, args: &CompareArgs, json: bool) -> CliResult<Compare
         }
     }
     if args.record.is_some() {
-        let record = record::open_record(vault, view.home(), args.record.as_deref())?;
-        let found = compare_by(view.home().path(), json, &mut compared, |report| {
-            snapshot::compare_with_record(vault, root, view.seen(), &record, report)
-        })?;
-        if !json {
-            eprintln!(
-                "hushfs: {} compared with the record: {} older or unreadable, {} of the record not there any more",
-                text::count(found.entries, "entry"),
-                found.unexpected,
-                text::count(found.missing, "file")
-            );
-        }
+        compare_with_record(view, args, json, &mut compared)?;
     }
     Ok(compared)
+}
+
+fn compare_with_record(view: &View, args: &CompareArgs, json: bool, compared: &mut Compared) -> CliResult {
+    let (vault, home) = (view.fs.vault(), view.home());
+    let known = record::known(vault, home, args.record.as_deref())?;
+    if let Some(lacks) = &known.lacks {
+        compared.unchecked += 1;
+        if json {
+            compared.differences.push(unchecked_as_json(lacks));
+        } else {
+            print(format!("unchecked: {}\n", text::printable(lacks.as_bytes())).as_bytes())?;
+        }
+    }
+    let Some(record) = known.record else { return Ok(()) };
+    let found = compare_by(home.path(), json, compared, |report| {
+        snapshot::compare_with_record(vault, home.dir(), view.seen(), &record, report)
+    })?;
+    if !json {
+        eprintln!(
+            "hushfs: {} compared with the record: {} older or unreadable, {} of the record not there any more",
+            text::count(found.entries, "entry"),
+            found.unexpected,
+            text::count(found.missing, "file")
+        );
+    }
+    Ok(())
 }
 
 fn compare_by(
@@ -189,5 +210,14 @@ fn as_json(difference: &Difference) -> Value {
         "change": difference.change.word(),
         "expected": difference.change.is_expected(),
         "description": difference.change.to_string(),
+    })
+}
+
+fn unchecked_as_json(why: &str) -> Value {
+    json!({
+        "path": null,
+        "change": "unchecked",
+        "expected": false,
+        "description": why,
     })
 }

@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{
     crypto::record::RecordKey,
-    format::record::{BATCH_MAX, Noted, SeenFile, SeenHome},
+    format::{
+        FormatError,
+        record::{BATCH_MAX, Noted, SeenFile, SeenHome},
+    },
     ids::{DirectoryId, FileId},
 };
 
@@ -141,6 +144,27 @@ impl Record {
         let key = vault.record_key();
         let mut table = Table::default();
         let (store, start) = Store::open(path, vault.id(), &key, &mut table)?;
+        Ok((Self::with(key, follows_names, store, table), start))
+    }
+
+    /// Opens the record of a vault for a look, and begins and changes none; nothing where there is none. Says what is wrong with it: what stands before that is
+    /// used.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError`], for what is no matter of a lost record: a directory that cannot be read, a record of a newer version.
+    pub fn open_read_only(
+        vault: &Vault,
+        path: &Path,
+        follows_names: bool,
+    ) -> Result<Option<(Self, Option<FormatError>)>, RecordError> {
+        let key = vault.record_key();
+        let mut table = Table::default();
+        let opened = Store::open_read_only(path, vault.id(), &key, &mut table)?;
+        Ok(opened.map(|(store, problem)| (Self::with(key, follows_names, store, table), problem)))
+    }
+
+    fn with(key: RecordKey, follows_names: bool, store: Store, table: Table) -> Self {
         let state = Mutex::new(State {
             store,
             table,
@@ -148,12 +172,11 @@ impl Record {
             accepted: Vec::new(),
             written: Instant::now(),
         });
-        let record = Record {
+        Record {
             key,
             follows_names,
             state,
-        };
-        Ok((record, start))
+        }
     }
 
     /// Removes the record of a vault; tells whether there was one.
@@ -357,6 +380,12 @@ impl Record {
             bytes: state.store.size(),
             time: state.store.time(),
         }
+    }
+
+    /// Tells whether nothing is noted in it: it was begun, and there is nothing to compare with.
+    pub fn is_empty(&self) -> bool {
+        let state = self.state.lock();
+        state.table.files().is_empty() && state.table.homes.is_empty()
     }
 
     /// Returns what was last seen of the vault header and the keystore.

@@ -232,6 +232,12 @@ impl Visited<'_> {
         }
     }
 
+    /// Tells whether a directory has a header, which admits the place where it was found: the walk has compared that.
+    pub fn has_directory_header(&self, vault: &Vault) -> bool {
+        let dir = self.dir.open_dir(self.disk).map_err(VaultError::Io);
+        matches!(dir.and_then(|dir| vault.load_directory_header(&dir)), Ok(Some(_)))
+    }
+
     /// Opens a file and checks all that can be checked at once; `None` where it is gone again.
     ///
     /// A file that is being written to meanwhile may be caught between two states of its front, and is looked at again.

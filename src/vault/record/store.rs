@@ -94,9 +94,7 @@ pub enum Start {
     Whole,
     /// There was none: the vault was never seen here, or the record was removed.
     New,
-    /// Its last batch was not written to the end: a crash. All before is there.
-    Torn,
-    /// Some of it is not authentic. What stands before that is there; the whole was put aside under this name.
+    /// It ends inside a batch, or some of it is not authentic. What stands before that is there; the whole was put aside under this name.
     Damaged {
         /// What is wrong.
         problem: FormatError,
@@ -146,36 +144,70 @@ impl Store {
             }
             Err(error) => return Err(failed(error)),
         };
-        let mut store = Store {
-            path: path.to_owned(),
-            dir,
-            vault,
-            name,
-            file,
-            end: 0,
-            mac: [0; 32],
-            time: 0,
-        };
-        let problem = store.read_on(key, table)?;
-        let start = match problem {
+        let mut store = Store::unread(path, dir, vault, file);
+        let start = match store.read_first(key, table)? {
             None if is_new => Start::New,
             None => Start::Whole,
-            Some(FormatError::TooShort) if store.end > 0 => {
-                store.file.set_len(store.end).map_err(failed)?;
-                Start::Torn
-            }
-            Some(problem @ FormatError::Newer(_)) => {
-                return Err(RecordError::Newer {
-                    path: store.full_path(),
-                    source: problem,
-                });
-            }
             Some(problem) => Start::Damaged {
                 problem,
                 kept: store.set_aside(key, table)?,
             },
         };
         Ok((store, start))
+    }
+
+    /// Opens the record of a vault to compare with what it holds; returns what is wrong with the rest, if anything, and nothing where there is no record.
+    ///
+    /// What is wrong stays as it is, and nothing may be appended.
+    pub fn open_read_only(
+        path: &Path,
+        vault: VaultId,
+        key: &RecordKey,
+        table: &mut Table,
+    ) -> Result<Option<(Self, Option<FormatError>)>, RecordError> {
+        let failed = |source| RecordError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let dir = match Dir::open(path) {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let _lock = lock(&dir, path)?;
+        let name = file_name(vault);
+        let file = match dir.open_file(&name, true) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut store = Store::unread(path, dir, vault, file);
+        let problem = store.read_first(key, table)?;
+        Ok(Some((store, problem)))
+    }
+
+    fn unread(path: &Path, dir: Dir, vault: VaultId, file: BackingFile) -> Self {
+        Store {
+            path: path.to_owned(),
+            dir,
+            vault,
+            name: file_name(vault),
+            file,
+            end: 0,
+            mac: [0; 32],
+            time: 0,
+        }
+    }
+
+    /// Reads from the begin; returns what is wrong with the rest, if anything.
+    fn read_first(&mut self, key: &RecordKey, table: &mut Table) -> Result<Option<FormatError>, RecordError> {
+        match self.read_on(key, table)? {
+            Some(source @ FormatError::Newer(_)) => Err(RecordError::Newer {
+                path: self.full_path(),
+                source,
+            }),
+            problem => Ok(problem),
+        }
     }
 
     /// Removes the record of a vault; tells whether there was one.
@@ -249,7 +281,6 @@ impl Store {
         }
         match self.read_on(key, table)? {
             None => Ok(()),
-            Some(FormatError::TooShort) if self.end > 0 => self.file.set_len(self.end).map_err(self.failed()),
             Some(problem) => {
                 let kept = self.set_aside(key, table)?;
                 log::warn!(
@@ -319,6 +350,9 @@ impl Store {
     }
 
     /// Puts a damaged record aside, and writes what is known anew.
+    ///
+    /// Also one that ends inside a batch: that a batch was never finished is what it looks like, too, when someone has changed how many things it says are
+    /// in it, and then whole batches stand behind.
     fn set_aside(&mut self, key: &RecordKey, table: &Table) -> Result<PathBuf, RecordError> {
         let kept = format!("{}.damaged", self.name);
         self.dir

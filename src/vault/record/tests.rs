@@ -215,11 +215,10 @@ fn a_record_cut_at_any_byte_is_read_as_far_as_it_goes() {
         let (record, start) = bench.open();
         let (end, files) = ends.iter().rev().find(|(end, _)| *end <= len).unwrap();
         assert_eq!(record.size().files, *files, "{len} bytes");
-        assert_eq!(
-            start,
-            if *end == len { Start::Whole } else { Start::Torn },
-            "{len} bytes"
-        );
+        assert_eq!(start == Start::Whole, *end == len, "{len} bytes");
+        if let Start::Damaged { kept, .. } = start {
+            assert_eq!(fs::read(kept).unwrap(), whole[..len]);
+        }
         record.note(&seen(9, 1, 9));
         write(&record);
         assert_eq!(bench.record().size().files, files + 1, "it goes on behind {len} bytes");
@@ -235,21 +234,70 @@ fn a_changed_record_is_said_and_put_aside() {
         write(&record);
     }
     let whole = fs::read(bench.file()).unwrap();
-    for i in (0..whole.len()).filter(|i| !(8..10).contains(i)) {
+    let places = (0..whole.len()).filter(|i| !(8..10).contains(i));
+    // A count with its highest bit changed makes of the first batch one that goes on behind the end, as if it had never been finished.
+    for (i, bit) in places.flat_map(|i| [(i, 1), (i, 0x80)]) {
         let mut bytes = whole.clone();
-        bytes[i] ^= 1;
+        bytes[i] ^= bit;
         fs::write(bench.file(), &bytes).unwrap();
         let (record, start) = bench.open();
-        // A larger count is a batch that was never finished, as far as anyone can tell.
-        assert!(
-            matches!(start, Start::Damaged { .. } | Start::Torn),
-            "byte {i}: {start:?}"
-        );
+        let Start::Damaged { kept, .. } = start else {
+            panic!("byte {i}: {start:?}");
+        };
         assert!(record.size().files < 3, "byte {i}");
-        if let Start::Damaged { kept, .. } = start {
-            assert_eq!(fs::read(kept).unwrap(), bytes);
-        }
+        assert_eq!(fs::read(kept).unwrap(), bytes, "byte {i}");
     }
+}
+
+#[test]
+fn who_only_looks_begins_no_record_and_changes_none() {
+    let bench = Bench::new();
+    let look = || Record::open_read_only(&bench.vault, bench.dir.path(), true).unwrap();
+    assert!(look().is_none() && !bench.file().exists());
+    let (record, _) = bench.open();
+    let (begun, problem) = look().unwrap();
+    assert!(begun.is_empty() && problem.is_none());
+    for file in 1..3 {
+        record.note(&seen(file, 3, file.into()));
+        write(&record);
+    }
+    let whole = fs::read(bench.file()).unwrap();
+    for (len, files) in [(whole.len(), 2), (whole.len() - 1, 1), (10, 0)] {
+        fs::write(bench.file(), &whole[..len]).unwrap();
+        let (found, problem) = look().unwrap();
+        assert_eq!(
+            (found.size().files, found.is_empty()),
+            (files, files == 0),
+            "{len} bytes"
+        );
+        assert_eq!(problem.is_some(), len < whole.len(), "{len} bytes");
+        assert_eq!(fs::read(bench.file()).unwrap(), whole[..len], "{len} bytes");
+    }
+    let nowhere = bench.dir.path().join("nowhere");
+    assert!(Record::open_read_only(&bench.vault, &nowhere, true).unwrap().is_none());
+    assert!(!nowhere.exists());
+}
+
+#[test]
+fn a_record_that_was_cut_meanwhile_is_kept_and_written_anew_with_all_that_is_known() {
+    let bench = Bench::new();
+    let (record, _) = bench.open();
+    for file in 1..4 {
+        record.note(&seen(file, 3, file.into()));
+        write(&record);
+    }
+    let whole = fs::read(bench.file()).unwrap();
+    let mut changed = whole.clone();
+    changed[80 + 5] ^= 0x80;
+    fs::remove_file(bench.file()).unwrap();
+    fs::write(bench.file(), &changed).unwrap();
+    record.note(&seen(4, 3, 4));
+    write(&record);
+    assert_eq!(bench.record().size().files, 4);
+    assert_eq!(
+        fs::read(bench.file().with_extension("record.damaged")).unwrap(),
+        changed
+    );
 }
 
 #[test]

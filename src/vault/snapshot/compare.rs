@@ -36,7 +36,7 @@ pub enum Change {
     Written,
     /// Another file has its name, which was not known before, or a link its own.
     Replaced,
-    /// Something has its name that takes no key to make: an empty file, a directory, a special file, the copy of a link.
+    /// Something has its name that takes no key to make: an empty file, a directory, a special file, the copy of a link, or of a file that is elsewhere too.
     Supplanted,
     /// It was renamed by hushfs.
     Moved {
@@ -181,14 +181,16 @@ pub fn compare<R: Read>(
     snapshot: SnapshotReader<R>,
     report: &mut dyn FnMut(Option<Difference>),
 ) -> Result<Summary, SnapshotError> {
-    let key = vault.record_key();
     let mut run = Comparison {
+        vault,
+        key: vault.record_key(),
         reporter: Reporter {
             report,
             summary: Summary::default(),
         },
         lost: HashMap::new(),
         gained: Vec::new(),
+        found: HashMap::new(),
         links: HashMap::new(),
         kept_links: HashSet::new(),
         relinked: Vec::new(),
@@ -197,7 +199,7 @@ pub fn compare<R: Read>(
         run.reporter.found_in_vault(Change::Backwards(backwards));
     }
     let mut beside = Beside::new(snapshot)?;
-    tree::walk(vault, root, &mut |step| run.step(vault, &key, step, &mut beside))?;
+    tree::walk(vault, root, &mut |step| run.step(step, &mut beside))?;
     while let Some((path, entry)) = beside.take_before(None)? {
         run.removed(path, &entry);
     }
@@ -234,11 +236,15 @@ fn identity(what: &What) -> Option<Identity> {
 }
 
 struct Comparison<'r> {
+    vault: &'r Vault,
+    key: RecordKey,
     reporter: Reporter<'r>,
-    /// What was known under a name that something else, or nothing, has now.
-    lost: HashMap<Identity, Lost>,
+    /// What was known under names that something else, or nothing, has now. Several for a file with several names, and for directories that share an id.
+    lost: HashMap<Identity, Vec<Lost>>,
     /// What has a name now that something else, or nothing, had.
     gained: Vec<Gained>,
+    /// All files that are under a name, with that name unless the seal admits no other.
+    found: HashMap<FileId, Option<Box<[u8]>>>,
     /// The marks of all links of the snapshot that are not as they were, and a path of each.
     links: HashMap<[u8; 16], Vec<u8>>,
     /// The marks of the other links.
@@ -257,18 +263,14 @@ struct Lost {
 struct Gained {
     path: Vec<u8>,
     what: What,
+    /// It says itself that hushfs has put it there.
+    is_bound: bool,
     /// What has happened, unless it was moved there.
     otherwise: Change,
 }
 
 impl Comparison<'_> {
-    fn step<R: Read>(
-        &mut self,
-        vault: &Vault,
-        key: &RecordKey,
-        step: Step<'_>,
-        beside: &mut Beside<R>,
-    ) -> Result<(), SnapshotError> {
+    fn step<R: Read>(&mut self, step: Step<'_>, beside: &mut Beside<R>) -> Result<(), SnapshotError> {
         let path = match step {
             Step::Entry(ref visited) => visited.path,
             Step::Unreadable { path, .. } => path,
@@ -282,7 +284,7 @@ impl Comparison<'_> {
         }
         let known = beside.take_at(path)?;
         match step {
-            Step::Entry(visited) => match listed(vault, key, &visited, None) {
+            Step::Entry(visited) => match listed(self.vault, &self.key, &visited, None) {
                 Ok(Some((what, _))) => self.entry(&visited, what, known),
                 Ok(None) => {
                     if let Some(known) = known {
@@ -301,7 +303,7 @@ impl Comparison<'_> {
         self.reporter.entry();
         let path = visited.path;
         let Some(known) = known.filter(|known| known.what != What::Unreadable) else {
-            return self.gained(path, what, Change::Added);
+            return self.gained(visited, what, Change::Added);
         };
         let (was, is) = (known.mode, visited.stat.st_mode);
         if was != is && FileType::from_raw_mode(was) == FileType::from_raw_mode(is) {
@@ -310,19 +312,20 @@ impl Comparison<'_> {
         match (&known.what, &what) {
             (What::File { state: was, .. }, What::File { state: is, .. }) => match (was, is) {
                 (FileState::Blank, FileState::Blank) => {}
-                (FileState::Blank, FileState::Written { .. }) => self.gained(path, what, Change::Written),
+                (FileState::Blank, FileState::Written { .. }) => self.gained(visited, what, Change::Written),
                 (FileState::Written { .. }, FileState::Blank) => {
                     let change = Change::Backwards(Backwards::Emptied);
                     self.lose(path.to_vec(), known.what, true);
                     self.reporter.found(path, change);
                 }
                 (FileState::Written { file: was_file, .. }, FileState::Written { file, .. }) if was_file != file => {
-                    self.replaced(path, known.what, what);
+                    self.replaced(visited, known.what, what);
                 }
                 (was, is) => {
                     if let Some(change) = compare_files(was, is) {
                         self.reporter.found(path, change);
                     }
+                    self.is_at(path, &what);
                 }
             },
             (What::Link { mark: was }, What::Link { mark: is }) => {
@@ -334,12 +337,12 @@ impl Comparison<'_> {
                 }
             }
             (was, is) if was == is => {}
-            (was, _) => self.replaced(path, *was, what),
+            (was, _) => self.replaced(visited, *was, what),
         }
     }
 
-    fn replaced(&mut self, path: &[u8], was: What, is: What) {
-        self.lose(path.to_vec(), was, true);
+    fn replaced(&mut self, visited: &Visited<'_>, was: What, is: What) {
+        self.lose(visited.path.to_vec(), was, true);
         let is_written = matches!(
             is,
             What::File {
@@ -352,15 +355,31 @@ impl Comparison<'_> {
         } else {
             Change::Supplanted
         };
-        self.gained(path, is, change);
+        self.gained(visited, is, change);
     }
 
-    fn gained(&mut self, path: &[u8], what: What, otherwise: Change) {
+    fn gained(&mut self, visited: &Visited<'_>, what: What, otherwise: Change) {
         if identity(&what).is_none() {
-            return self.reporter.found(path, otherwise);
+            return self.reporter.found(visited.path, otherwise);
         }
-        let path = path.to_vec();
-        self.gained.push(Gained { path, what, otherwise });
+        let is_bound = match what {
+            // Its header admits its place only. Without one its id comes from its name: whoever moves it there, and removes the header, gives it that.
+            What::Directory(_) => visited.has_directory_header(self.vault),
+            _ => is_placed(&what),
+        };
+        self.gained.push(Gained {
+            path: visited.path.to_vec(),
+            what,
+            is_bound,
+            otherwise,
+        });
+    }
+
+    fn is_at(&mut self, path: &[u8], what: &What) {
+        if let Some(Identity::File(file)) = identity(what) {
+            let name = (!is_placed(what)).then(|| path.into());
+            self.found.entry(file).or_insert(name);
+        }
     }
 
     fn removed(&mut self, path: Vec<u8>, entry: &Entry) {
@@ -372,7 +391,11 @@ impl Comparison<'_> {
             self.links.insert(mark, path.clone());
         }
         match identity(&what) {
-            Some(identity) => drop(self.lost.insert(identity, Lost { path, what, replaced })),
+            Some(identity) => self
+                .lost
+                .entry(identity)
+                .or_default()
+                .push(Lost { path, what, replaced }),
             None if replaced => {}
             None => self.reporter.found(&path, Change::Removed),
         }
@@ -380,25 +403,14 @@ impl Comparison<'_> {
 
     /// Finds what was moved among what was lost and gained.
     fn finish(mut self) -> Summary {
-        for Gained { path, what, otherwise } in std::mem::take(&mut self.gained) {
-            let lost = identity(&what).and_then(|identity| self.lost.remove(&identity));
-            let Some(lost) = lost else {
-                self.reporter.found(&path, otherwise);
-                continue;
-            };
-            if let (What::File { state: was, .. }, What::File { state: is, .. }) = (&lost.what, &what)
-                && let Some(change) = compare_files(was, is)
-            {
-                self.reporter.found(&path, change);
-            }
-            let change = if is_bound(&what) {
-                Change::Moved { from: lost.path }
-            } else {
-                Change::Exchanged { with: lost.path }
-            };
-            self.reporter.found(&path, change);
+        // New names first: a file that has one may have been put under a known name by anyone.
+        let (added, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.gained)
+            .into_iter()
+            .partition(|gained| matches!(gained.otherwise, Change::Added));
+        for gained in added.into_iter().chain(others) {
+            self.settle(gained);
         }
-        for lost in std::mem::take(&mut self.lost).into_values() {
+        for lost in std::mem::take(&mut self.lost).into_values().flatten() {
             if !lost.replaced {
                 self.reporter.found(&lost.path, Change::Removed);
             }
@@ -413,23 +425,67 @@ impl Comparison<'_> {
         }
         self.reporter.summary
     }
+
+    /// Reports what has become of something that was gained.
+    fn settle(&mut self, gained: Gained) {
+        let Gained {
+            path,
+            what,
+            is_bound,
+            otherwise,
+        } = gained;
+        let change = match self.take_lost(&what) {
+            Some(lost) => {
+                if let (What::File { state: was, .. }, What::File { state: is, .. }) = (&lost.what, &what)
+                    && let Some(change) = compare_files(was, is)
+                {
+                    self.reporter.found(&path, change);
+                }
+                if is_bound {
+                    Change::Moved { from: lost.path }
+                } else {
+                    Change::Exchanged { with: lost.path }
+                }
+            }
+            None => self.elsewhere(&what).unwrap_or(otherwise),
+        };
+        self.is_at(&path, &what);
+        self.reporter.found(&path, change);
+    }
+
+    /// Takes one of the names that something was known under and has no more.
+    fn take_lost(&mut self, what: &What) -> Option<Lost> {
+        let lost = self.lost.get_mut(&identity(what)?)?;
+        // One that something else has now: that is said there. Of the others it has to be said that they are gone.
+        let index = lost.iter().position(|lost| lost.replaced).unwrap_or(0);
+        (index < lost.len()).then(|| lost.remove(index))
+    }
+
+    /// Returns what has happened where a file is under another name as well. It takes no key to put there what opens under several names, or the copy of a
+    /// whole directory.
+    fn elsewhere(&self, what: &What) -> Option<Change> {
+        let Some(Identity::File(file)) = identity(what) else {
+            return None;
+        };
+        Some(match self.found.get(&file)? {
+            Some(with) => Change::Exchanged { with: with.to_vec() },
+            None => Change::Supplanted,
+        })
+    }
 }
 
-/// Tells whether something opens under no name but one that hushfs gave it.
-fn is_bound(what: &What) -> bool {
-    match what {
+/// Tells whether a file opens under no name but one that hushfs gave it.
+fn is_placed(what: &What) -> bool {
+    matches!(
+        what,
         What::File {
-            state:
-                FileState::Written {
-                    sealed: Some(SealedContent { placed, .. }),
-                    ..
-                },
+            state: FileState::Written {
+                sealed: Some(SealedContent { placed: true, .. }),
+                ..
+            },
             ..
-        } => *placed,
-        // Its header admits its place only, or its id comes from that.
-        What::Directory(_) => true,
-        _ => false,
-    }
+        }
+    )
 }
 
 /// Compares two states of one file.
