@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum,
+    ArgGroup, Args, Parser, Subcommand, ValueEnum,
     builder::{OsStringValueParser, TypedValueParser},
 };
 
@@ -185,7 +185,8 @@ pub struct DeviceArgs {
           conflicts_with_all = ["key_file", "recovery", "slot_command", "tpm2", "pkcs11_key", "kms_key"])]
     pub identity: Option<PathBuf>,
     /// The code that who shared the vault has told you
-    #[arg(long, value_name = "CODE", requires = "identity", help_heading = "Secret")]
+    #[arg(long, value_name = "CODE", requires = "identity", help_heading = "Secret",
+          conflicts_with_all = ["key_file", "recovery", "slot_command", "tpm2", "pkcs11_key", "kms_key"])]
     pub share_code: Option<String>,
     /// The TPM has the key [default: $TPM2TOOLS_TCTI, or else device:/dev/tpmrm0]
     #[arg(long, value_name = "TPM", group = "secret", help_heading = "Secret",
@@ -1237,9 +1238,10 @@ pub struct VerifyArgs {
 
 /// What a vault is compared with, as a whole.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("compared").multiple(true).args(["against", "record"]))]
 pub struct CompareArgs {
     /// Names what differs from this snapshot, too
-    #[arg(long, value_name = "SNAPSHOT", group = "compared")]
+    #[arg(long, value_name = "SNAPSHOT")]
     pub against: Option<PathBuf>,
     /// Names what is older than when it was last seen on this machine, too; by the record in this directory
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "",

@@ -236,16 +236,18 @@ pub enum CliError {
     FileAuditByAgent,
     /// What was given is no time.
     AuditTime(String),
-    /// Some files were left out, which was printed.
-    Incomplete { count: u64 },
+    /// Some of many things were not done, which was told; and the exit code of the first whose key may not be used.
+    LeftOut {
+        count: u64,
+        done: &'static str,
+        key: Option<u8>,
+    },
     /// The background process ended before it was ready; it has said why.
     Child(u8),
     /// Headers could not be rewrapped; they were printed.
     NotRewrapped { count: usize },
     /// A file has several names, which a copy would part.
     SeveralNames { path: String },
-    /// Some files have the key they had; they were printed.
-    NotRekeyed { count: u64 },
     /// rewrap was stopped by an error of the backing filesystem.
     Rewrap { vault: PathBuf, source: io::Error },
 }
@@ -339,6 +341,7 @@ impl CliError {
                 SnapshotError::Io(_) => FAILED,
             },
             CliError::Child(code) | CliError::Checked(code) => *code,
+            CliError::LeftOut { key, .. } => key.unwrap_or(FAILED),
             CliError::Create(_)
             | CliError::Busy { .. }
             | CliError::StillWriting { .. }
@@ -362,9 +365,7 @@ impl CliError {
             | CliError::NoSuchWay { .. }
             | CliError::LastWay { .. }
             | CliError::SeveralNames { .. }
-            | CliError::NotRekeyed { .. }
             | CliError::NotShared { .. }
-            | CliError::Incomplete { .. }
             | CliError::Rewrap { .. } => FAILED,
         }
     }
@@ -845,7 +846,7 @@ impl fmt::Display for CliError {
                 "{}: not kept by `hushfs verify --resume` for this vault: name another file, or remove this one",
                 path.display()
             ),
-            CliError::Incomplete { count } => write!(f, "{count} not copied, see above"),
+            CliError::LeftOut { count, done, .. } => write!(f, "{} not {done}, see above", text::count(*count, "file")),
             CliError::Child(code) => write!(f, "the background process ended with code {code}"),
             CliError::NotRewrapped { count } => write!(
                 f,
@@ -854,11 +855,6 @@ impl fmt::Display for CliError {
             CliError::SeveralNames { path } => write!(
                 f,
                 "{path}: has several names: copy it, and link the copy under the other names"
-            ),
-            CliError::NotRekeyed { count } => write!(
-                f,
-                "{} not encrypted again, see above",
-                text::count(*count, "file")
             ),
             CliError::Rewrap { vault, source } => write!(
                 f,

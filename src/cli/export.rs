@@ -18,7 +18,7 @@ use super::{
     error::CliError,
     outside,
     progress::Progress,
-    view::{CHUNK, Place, View},
+    view::{CHUNK, LeftOut, Place, View},
 };
 use crate::fs::{Attr, FsError};
 
@@ -30,8 +30,7 @@ pub fn export(args: &ExportArgs) -> CliResult {
     let mut run = Run {
         view: &view,
         progress: Progress::counter("bytes"),
-        left_out: 0,
-        damaged: false,
+        left_out: LeftOut::default(),
     };
     if Progress::is_seen() {
         run.progress = Progress::bytes("exporting", total(&view, &args.path)?);
@@ -47,11 +46,8 @@ pub fn export(args: &ExportArgs) -> CliResult {
         }
         run.copy(&start, &args.destination);
     }
-    match run {
-        Run { damaged: true, .. } => Err(CliError::DamageFound),
-        Run { left_out: 0, .. } => Ok(()),
-        Run { left_out, .. } => Err(CliError::Incomplete { count: left_out }),
-    }
+    drop(run.progress);
+    run.left_out.result("copied")
 }
 
 /// Makes the directory that is copied into, or makes sure that it is empty: nothing that was there is ever replaced.
@@ -96,8 +92,7 @@ fn total(view: &View, path: &Path) -> CliResult<u64> {
 struct Run<'v> {
     view: &'v View,
     progress: Progress,
-    left_out: u64,
-    damaged: bool,
+    left_out: LeftOut,
 }
 
 /// A directory whose entries are being copied; it gets its mode and times when they are.
@@ -109,8 +104,7 @@ struct Level {
 
 impl Run<'_> {
     fn complain(&mut self, error: &CliError) {
-        self.left_out += 1;
-        self.damaged |= matches!(error, CliError::View { error, .. } if error.is_damage());
+        self.left_out.note(error);
         self.progress.complain(&error.to_string());
     }
 

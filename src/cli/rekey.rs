@@ -13,7 +13,7 @@ use super::{
     error::CliError,
     progress::Progress,
     text,
-    view::{CHUNK, Place, View},
+    view::{CHUNK, LeftOut, Place, View},
 };
 use crate::fs::{Caller, FsError, FsResult, NameIn, SetAttr, SetTime};
 
@@ -33,8 +33,7 @@ pub fn rekey(args: &RekeyArgs) -> CliResult {
         },
         progress: Progress::counter("bytes"),
         done: 0,
-        left_out: 0,
-        damaged: false,
+        left_out: LeftOut::default(),
     };
     for path in &args.paths {
         run.path(path)?;
@@ -43,17 +42,12 @@ pub fn rekey(args: &RekeyArgs) -> CliResult {
     let Run {
         done,
         left_out,
-        damaged,
         progress,
         ..
     } = run;
     drop(progress);
     eprintln!("hushfs: {} encrypted again under new keys", text::count(done, "file"));
-    match (damaged, left_out) {
-        (true, _) => Err(CliError::DamageFound),
-        (false, 0) => Ok(()),
-        (false, count) => Err(CliError::NotRekeyed { count }),
-    }
+    left_out.result("encrypted again")
 }
 
 struct Run<'v> {
@@ -61,8 +55,7 @@ struct Run<'v> {
     caller: Caller,
     progress: Progress,
     done: u64,
-    left_out: u64,
-    damaged: bool,
+    left_out: LeftOut,
 }
 
 impl Run<'_> {
@@ -123,8 +116,7 @@ impl Run<'_> {
     }
 
     fn complain(&mut self, error: &CliError) {
-        self.left_out += 1;
-        self.damaged |= matches!(error, CliError::View { error, .. } if error.is_damage());
+        self.left_out.note(error);
         self.progress.complain(&error.to_string());
     }
 

@@ -24,6 +24,40 @@ use crate::{
 /// Bytes read at a time.
 pub const CHUNK: usize = 1 << 20;
 
+/// What of many things could not be done, each of which was told.
+#[derive(Debug, Default)]
+pub struct LeftOut {
+    count: u64,
+    damaged: bool,
+    /// The exit code of the first whose key may not be used.
+    key: Option<u8>,
+}
+
+impl LeftOut {
+    /// Counts one.
+    pub fn note(&mut self, error: &CliError) {
+        self.count += 1;
+        if let CliError::View { error: cause, .. } = error {
+            self.damaged |= cause.is_damage();
+            let code = cause.key_error().map(|_| error.exit_code());
+            self.key = self.key.or(code);
+        }
+    }
+
+    /// Ends what `done` says was done to the others.
+    ///
+    /// # Errors
+    ///
+    /// Damage, before keys that may not be used, before everything else.
+    pub fn result(self, done: &'static str) -> CliResult {
+        match self {
+            LeftOut { count: 0, .. } => Ok(()),
+            LeftOut { damaged: true, .. } => Err(CliError::DamageFound),
+            LeftOut { count, key, .. } => Err(CliError::LeftOut { count, done, key }),
+        }
+    }
+}
+
 /// A vault opened without a mount.
 pub struct View {
     /// The filesystem.

@@ -1094,7 +1094,7 @@ fn files_that_were_asked_for_in_vain_are_left_as_they_are() {
     }
     assert!(files_below(&place.path("vault")) == before);
     let rekeyed = place.run(&format!("rekey {KEY} vault dir/b"));
-    assert_eq!(rekeyed.code, 9);
+    assert_eq!(rekeyed.code, 10);
     assert!(rekeyed.err.contains("hushfs: dir/b: "), "{}", rekeyed.err);
     assert!(files_below(&place.path("vault")) == before);
 
