@@ -1328,6 +1328,9 @@ pub struct FsckArgs {
     /// Checks what can be checked without a key
     #[arg(long, conflicts_with = "repair")]
     pub no_key: bool,
+    /// First writes a journal to the files that is not where it was made: for a vault that was copied as a crash had left it
+    #[arg(long, conflicts_with = "no_key")]
+    pub apply_journal: bool,
     /// Prints a JSON object for each finding, and one for the whole
     #[arg(long)]
     pub json: bool,

@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use self::resume::Resume;
 use super::{
     CliResult,
-    args::{FsckArgs, VaultArgs, VerifyArgs},
+    args::{FsckArgs, VerifyArgs},
     error::{self, CliError},
     open, process,
     progress::Progress,
@@ -33,6 +33,7 @@ use crate::{
     vault::{
         Vault,
         home::{Lock, OpenError, VaultHome},
+        journal::recovery,
     },
 };
 
@@ -112,11 +113,13 @@ pub fn fsck(args: &FsckArgs) -> CliResult {
         catch_interrupts(&interrupted)?;
         without_key(args, &stops, &report)?
     } else if args.repair {
-        let (vault, home) = open_recovered(&args.vault, Lock::Exclusive)?;
+        let (vault, home) = open_recovered(args, Lock::Exclusive)?;
+        refuse_copied_journals(&vault, &home)?;
         catch_interrupts(&interrupted)?;
         fsck::repair(&vault, home.dir(), &stops, &mut |told| report.told(&told)).map_err(in_vault)?
     } else {
-        let (vault, home) = open_recovered(&args.vault, Lock::Shared)?;
+        let lock = if args.apply_journal { Lock::Exclusive } else { Lock::Shared };
+        let (vault, home) = open_recovered(args, lock)?;
         catch_interrupts(&interrupted)?;
         fsck::check(&vault, home.dir(), &stops, &mut |event| report.event(event)).map_err(in_vault)?
     };
@@ -130,10 +133,24 @@ pub fn fsck(args: &FsckArgs) -> CliResult {
 }
 
 /// Opens a vault, and writes what a crash left in its journal to its files: what is checked is what the next mount would find.
-fn open_recovered(args: &VaultArgs, lock: Lock) -> CliResult<(Vault, VaultHome)> {
-    let (vault, home) = open::open_vault(args, lock)?.into_vault();
-    home.recover(&vault, lock, false)?;
+fn open_recovered(args: &FsckArgs, lock: Lock) -> CliResult<(Vault, VaultHome)> {
+    let (vault, home) = open::open_vault(&args.vault, lock)?.into_vault();
+    home.recover(&vault, lock, args.apply_journal)?;
     Ok((vault, home))
+}
+
+/// Refuses to repair while there is a journal that was made elsewhere: what it has counts for a file until that is sealed, which a repair does.
+fn refuse_copied_journals(vault: &Vault, home: &VaultHome) -> CliResult {
+    let copies = recovery::copies(vault, home.dir()).map_err(|source| CliError::File {
+        path: home.path().to_owned(),
+        source,
+    })?;
+    match copies.first() {
+        Some(journal) => Err(CliError::JournalCopied {
+            path: home.path().join(journal),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn without_key(args: &FsckArgs, stops: &dyn Fn() -> bool, report: &Report<'_>) -> CliResult<fsck::Summary> {

@@ -198,6 +198,8 @@ pub enum CliError {
     Snapshot { path: PathBuf, error: SnapshotError },
     /// `verify` or `fsck` ends with this code; what it found was printed.
     Checked(u8),
+    /// There is a journal that was made elsewhere, which a repair would make worthless.
+    JournalCopied { path: PathBuf },
     /// What `verify --resume` keeps would be in the vault.
     ResumeInVault { path: PathBuf },
     /// A file is not what `verify --resume` has kept for this vault.
@@ -343,6 +345,7 @@ impl CliError {
             | CliError::SeveralNames { .. }
             | CliError::NotRekeyed { .. }
             | CliError::NotShared { .. }
+            | CliError::JournalCopied { .. }
             | CliError::Incomplete { .. }
             | CliError::Rewrap { .. } => FAILED,
         }
@@ -797,6 +800,11 @@ impl fmt::Display for CliError {
             ),
             CliError::Snapshot { path, error } => write!(f, "{}: {error}", path.display()),
             CliError::Checked(code) => write!(f, "the check ends with {code}"),
+            CliError::JournalCopied { path } => write!(
+                f,
+                "{}: a journal of an unclean end, made elsewhere, which a repair would make worthless: add --apply-journal if the vault was copied as that end had left it, otherwise remove the journal",
+                path.display()
+            ),
             CliError::ResumeInVault { path } => {
                 write!(f, "{}: what is kept of a run must not be in the vault: name a file elsewhere", path.display())
             }

@@ -163,6 +163,12 @@ impl Sample {
     }
 }
 
+fn copy(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
 fn collect(root: &Path, at: &Path, all: &mut BTreeMap<String, Vec<u8>>) {
     for entry in fs::read_dir(at).unwrap() {
         let path = entry.unwrap().path();
@@ -439,6 +445,43 @@ fn a_file_left_open_is_named_and_sealed() {
     );
     assert_eq!(fs::read(&disk).unwrap()[10], 2, "sealed");
     assert_eq!(fs::metadata(&disk).unwrap().modified().unwrap(), modified);
+}
+
+#[test]
+fn a_copied_vault_is_repaired_only_with_what_its_journal_has() {
+    let mut sample = Sample::new();
+    let crash = sample.place.path("crash");
+    let newer = [7; 2 * BLOCK];
+    sample.place.with_fs(None, |fs, _| {
+        let id = fs.look_up(ROOT, b"blocks").unwrap().node.id;
+        fs.open(id, true).unwrap();
+        fs.write(id, 0, &newer).unwrap();
+        fs.sync_file(id, true).unwrap();
+        copy(&sample.vault(), &crash);
+        fs.release(id);
+    });
+    fs::remove_dir_all(sample.vault()).unwrap();
+    fs::rename(&crash, sample.vault()).unwrap();
+    assert!(sample.read_all() == sample.plain, "what was synced is in the journal alone");
+    let left = pairs(&[("journal-copied", "damage"), ("left-open", "note")]);
+    for command in ["fsck", "verify", "verify --sample 50%"] {
+        let given = sample.run(command);
+        assert_eq!(given.code, 4, "{command}: {}", given.out);
+        assert!(given.out.contains("`hushfs fsck --apply-journal`"), "{command}: {}", given.out);
+    }
+    assert_eq!(found(&sample, ""), left);
+    let refused = sample.run("fsck --repair");
+    assert_eq!((refused.code, refused.out.as_str()), (8, ""), "{}", refused.err);
+    assert!(refused.err.contains("--apply-journal"), "{}", refused.err);
+    assert_eq!(found(&sample, ""), left, "nothing was sealed");
+    let repaired = sample.run("fsck --repair --apply-journal");
+    assert_eq!(repaired.code, 1, "{}{}", repaired.out, repaired.err);
+    sample.plain.get_mut("blocks").unwrap()[..newer.len()].copy_from_slice(&newer);
+    assert!(sample.read_all() == sample.plain);
+    for command in ["fsck", "verify"] {
+        let clean = sample.run(command);
+        assert_eq!((clean.code, clean.out.as_str()), (0, ""), "{command}");
+    }
 }
 
 #[test]
@@ -751,18 +794,6 @@ fn a_repair_that_is_killed_again_and_again_loses_nothing() {
         fs::write(sample.vault().join(format!("stranger-{i}.txt")), "someone's").unwrap();
     }
     let broken = sample.place.path("broken");
-    let copy = |from: &Path, to: &Path| {
-        let _ = fs::remove_dir_all(to);
-        assert!(
-            std::process::Command::new("cp")
-                .arg("-a")
-                .arg(from)
-                .arg(to)
-                .status()
-                .unwrap()
-                .success()
-        );
-    };
     copy(&sample.vault(), &broken);
     let mut rng = 12345_u64;
     for kill in 0..kills {
