@@ -1325,6 +1325,9 @@ pub struct FsckArgs {
     /// Mends what has one answer; keeps a copy of what it changes in lost+found.hush in the vault
     #[arg(long)]
     pub repair: bool,
+    /// Of a directory that has lost its dir.hush: what is in it belongs there, and nobody has moved it. Can be given several times
+    #[arg(long, value_name = "PATH", requires = "repair")]
+    pub accept_directory: Vec<PathBuf>,
     /// Checks what can be checked without a key
     #[arg(long, conflicts_with = "repair")]
     pub no_key: bool,

@@ -4,6 +4,7 @@ mod resume;
 
 use std::{
     num::NonZeroUsize,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -54,7 +55,7 @@ pub fn verify(args: &VerifyArgs) -> CliResult {
     } else {
         Progress::counter("bytes")
     };
-    let report = Report::new(args.json, &progress);
+    let report = Report::new(&args.vault.vault, args.json, &progress);
     report.compared(&compared);
     if args.compare.is_all() {
         return report.finish("nothing read", json!({}), false);
@@ -105,7 +106,7 @@ pub fn verify(args: &VerifyArgs) -> CliResult {
 /// Checks the structure of a vault, and repairs it if that is asked for.
 pub fn fsck(args: &FsckArgs) -> CliResult {
     let progress = Progress::counter("entries");
-    let report = Report::new(args.json, &progress);
+    let report = Report::new(&args.vault.vault, args.json, &progress);
     let interrupted = Arc::new(AtomicBool::new(false));
     let stops = || interrupted.load(Ordering::Relaxed) || report.is_cut_off();
     process::raise_descriptor_limit();
@@ -116,7 +117,8 @@ pub fn fsck(args: &FsckArgs) -> CliResult {
         let (vault, home) = open_recovered(args, Lock::Exclusive)?;
         refuse_copied_journals(&vault, &home)?;
         catch_interrupts(&interrupted)?;
-        fsck::repair(&vault, home.dir(), &stops, &mut |told| report.told(&told)).map_err(in_vault)?
+        let accepted = &args.accept_directory;
+        fsck::repair(&vault, home.dir(), accepted, &stops, &mut |told| report.told(&told)).map_err(in_vault)?
     } else {
         let lock = if args.apply_journal { Lock::Exclusive } else { Lock::Shared };
         let (vault, home) = open_recovered(args, lock)?;
@@ -192,6 +194,7 @@ fn catch_interrupts(interrupted: &Arc<AtomicBool>) -> CliResult {
 
 /// Prints findings as they come, and counts them.
 struct Report<'p> {
+    vault: &'p Path,
     json: bool,
     progress: &'p Progress,
     counts: Mutex<Counts>,
@@ -211,8 +214,9 @@ struct Counts {
 }
 
 impl<'p> Report<'p> {
-    fn new(json: bool, progress: &'p Progress) -> Self {
+    fn new(vault: &'p Path, json: bool, progress: &'p Progress) -> Self {
         Report {
+            vault,
             json,
             progress,
             counts: Mutex::default(),
@@ -255,8 +259,24 @@ impl<'p> Report<'p> {
                 finding,
                 why: Why::Note,
             } => self.print(finding, None),
-            Told::Left { finding, why } => self.print(finding, Some((false, &why.to_string()))),
+            Told::Left { finding, why } => {
+                let advice = match why {
+                    Why::Unproved(_) => self.accepting(finding),
+                    _ => String::new(),
+                };
+                self.print(finding, Some((false, &format!("{why}{advice}"))));
+            }
         }
+    }
+
+    /// Says which command has a directory believed that it belongs where it is.
+    fn accepting(&self, finding: &Finding) -> String {
+        let path = finding.plain_path().unwrap_or_default();
+        format!(
+            ": if nobody has moved it, `hushfs fsck --repair --accept-directory={} {}` makes its header",
+            text::shell_word(&path),
+            text::shell_word(self.vault.as_os_str().as_bytes())
+        )
     }
 
     /// Prints a finding, with what a repair has made of it.

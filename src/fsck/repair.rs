@@ -17,7 +17,7 @@ use super::{
     finding::{Finding, Problem, Severity, join, unusable},
     lost::{Lost, path_in, split},
     tree,
-    walk::{Content, Entry, Visitor, WalkError, directories_named, walk},
+    walk::{Content, Entry, Visitor, WalkError, directories_named, names_in, walk},
 };
 use crate::{
     backing::{BackingFile, Dir, Storage},
@@ -123,6 +123,8 @@ pub enum Why {
     NoSource,
     /// There is more than one way, and these are in the way of each other.
     Ambiguous(Vec<String>),
+    /// What is in a directory was made in one with this id, and nothing but the word of the user says that it belongs where it is.
+    Unproved(DirectoryId),
     /// Its key is not at hand.
     NoKey,
     /// Without the attribute more users might reach the file.
@@ -137,6 +139,7 @@ impl fmt::Display for Why {
             Why::Note => f.write_str("nothing to be done"),
             Why::NoSource => f.write_str("nothing in the vault to mend it with: take it from a backup"),
             Why::Ambiguous(paths) => write!(f, "more than one answer, look at {}", paths.join(" and ")),
+            Why::Unproved(id) => write!(f, "nothing proves that what is in it, made in directory {id}, belongs here"),
             Why::NoKey => f.write_str("its key is not at hand"),
             Why::AccessList => f.write_str("it says who may use the file: set it anew"),
             Why::Failed(error) => error.fmt(f),
@@ -160,7 +163,7 @@ impl From<VaultError> for Why {
     }
 }
 
-/// Mends what can be mended in a whole vault; `root` is its directory.
+/// Mends what can be mended in a whole vault; `root` is its directory. What is in the directories `accepted`, paths of the view, belongs there.
 ///
 /// # Errors
 ///
@@ -168,9 +171,11 @@ impl From<VaultError> for Why {
 pub fn repair(
     vault: &Vault,
     root: &Dir,
+    accepted: &[PathBuf],
     stops: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(Told),
 ) -> Result<super::Summary, WalkError> {
+    let accepted = accepted.iter().map(|path| names_in(path).join(&b'/')).collect();
     let mut lost = Lost::new(root.open_dir(".").map_err(|error| WalkError {
         path: PathBuf::new(),
         source: error.into(),
@@ -201,6 +206,7 @@ pub fn repair(
             root,
             claimed: claimed(vault, root, &directories, &others),
             directories,
+            accepted: &accepted,
             sources,
             lost: &mut lost,
         };
@@ -302,7 +308,7 @@ impl Visitor for Survey<'_> {
 }
 
 /// Returns which ids of directories are spoken for, and by which paths on disk: those of directories that can be used; of those that cannot the one that
-/// they would have without a header, the one that their header says, and those of others whose headers admit their names.
+/// they would have without a header, the one that their header says, those of what is in them, and those of others whose headers admit their names.
 fn claimed(
     vault: &Vault,
     root: &Dir,
@@ -327,6 +333,9 @@ fn claimed(
             continue;
         };
         let mut ids = vec![vault.born_directory_keys(parent, name).id];
+        if let Ok(inside) = Inside::list(&dir) {
+            ids.extend(inside.ids(vault, &dir, []));
+        }
         if let Ok(Some(header)) = vault.load_directory_header(&dir) {
             ids.push(header.directory);
             homeless.push(dir);
@@ -345,6 +354,35 @@ fn claimed(
         }
     }
     claimed
+}
+
+/// The names on disk in a directory that say which one it is.
+struct Inside {
+    entries: Vec<String>,
+    headers: Vec<FileId>,
+}
+
+impl Inside {
+    fn list(dir: &Dir) -> io::Result<Self> {
+        let (mut entries, mut headers) = (Vec::new(), Vec::new());
+        dir.each_entry(|entry| match name::shape(entry.name) {
+            Shape::Inline(_) | Shape::Long => entries.extend(std::str::from_utf8(entry.name).map(str::to_owned)),
+            Shape::Header(file) => headers.push(file),
+            _ => {}
+        })?;
+        Ok(Inside { entries, headers })
+    }
+
+    /// Returns the ids under which a name in the directory opens, of those that authentic headers in it are for and of some more.
+    fn ids(&self, vault: &Vault, dir: &Dir, more: impl IntoIterator<Item = DirectoryId>) -> Vec<DirectoryId> {
+        let mut ids = directories_named(vault, dir, self.headers.iter().copied());
+        ids.extend(more);
+        ids.retain(|id| {
+            let keys = vault.directory_keys(*id);
+            self.entries.iter().any(|name| opens_in(&keys, dir, name))
+        });
+        ids.into_iter().collect()
+    }
 }
 
 /// Opens a directory by its path in the backing directory.
@@ -415,6 +453,8 @@ struct Mender<'m> {
     root: &'m Dir,
     directories: BTreeMap<DirectoryId, Vec<Vec<u8>>>,
     claimed: HashMap<DirectoryId, BTreeSet<Vec<u8>>>,
+    /// Paths in the view of directories of which the user says that what is in them belongs there.
+    accepted: &'m BTreeSet<Vec<u8>>,
     sources: Sources,
     lost: &'m mut Lost,
 }
@@ -463,7 +503,10 @@ impl Mender<'_> {
                 VaultError::HeaderMissing(id) | VaultError::HeaderDamaged(id, _) | VaultError::HeaderMisplaced(id),
             ) => self.header(&site, *id),
             Problem::Unusable(VaultError::DirectoryDamaged(_) | VaultError::DirectoryMisplaced)
-            | Problem::DirectoryHeaderMissing(_) => self.directory(&site, finding.name.as_deref().unwrap_or_default()),
+            | Problem::DirectoryHeaderMissing(_) => {
+                let is_accepted = finding.plain_path().is_some_and(|path| self.accepted.contains(&path));
+                self.directory(&site, finding.name.as_deref().unwrap_or_default(), is_accepted)
+            }
             Problem::Unusable(VaultError::Content(ContentError::WrongSize { sealed, .. })) => self.cut(&site, *sealed),
             Problem::Unusable(VaultError::LinkDamaged(_)) => self.link(&site),
             Problem::NameUnopened(_) => match name::shape(site.disk.as_bytes()) {
@@ -687,8 +730,8 @@ impl Mender<'_> {
         })
     }
 
-    /// Gives a directory the header that fits what is in it.
-    fn directory(&mut self, site: &Site, name: &[u8]) -> Mended {
+    /// Gives a directory the header that fits what is in it, if that can be of nowhere else or the user has said that it belongs here.
+    fn directory(&mut self, site: &Site, name: &[u8], is_accepted: bool) -> Mended {
         let dir = site.dir.open_dir(&site.disk)?;
         let born = self.vault.born_directory_keys(site.keys.id, name).id;
         let said = match self.vault.load_directory_header(&dir) {
@@ -696,12 +739,7 @@ impl Mender<'_> {
             Err(VaultError::DirectoryDamaged(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let (mut names, mut headers) = (Vec::new(), Vec::new());
-        dir.each_entry(|entry| match name::shape(entry.name) {
-            Shape::Inline(_) | Shape::Long => names.extend(std::str::from_utf8(entry.name).map(str::to_owned)),
-            Shape::Header(file) => headers.push(file),
-            _ => {}
-        })?;
+        let listed = Inside::list(&dir)?;
         let inside = Site {
             keys: self.vault.directory_keys(born),
             above: format!("{}/{}", site.above, site.disk)
@@ -710,16 +748,10 @@ impl Mender<'_> {
             disk: name::DIRECTORY_HEADER.to_owned(),
             dir,
         };
-        let mut ids = directories_named(self.vault, &inside.dir, headers);
-        ids.extend([Some(born), said].into_iter().flatten());
-        let fits = |id: &DirectoryId| {
-            let keys = self.vault.directory_keys(*id);
-            names.iter().any(|name| opens_in(&keys, &inside.dir, name))
-        };
-        let fitting: Vec<_> = match names.is_empty() {
+        let fitting = match listed.entries.is_empty() {
             // Whatever id it has, nothing depends on it.
             true => vec![born],
-            false => ids.into_iter().filter(fits).collect(),
+            false => listed.ids(self.vault, &inside.dir, [Some(born), said].into_iter().flatten()),
         };
         let id = match fitting[..] {
             [] => return Err(Why::NoSource),
@@ -733,12 +765,16 @@ impl Mender<'_> {
             return Err(Why::Ambiguous(paths));
         }
         let elsewhere = self.others_with(id, &site.disk_path());
-        if !names.is_empty() && !elsewhere.is_empty() {
+        if !listed.entries.is_empty() && !elsewhere.is_empty() {
             return Err(Why::Ambiguous(elsewhere));
         }
         if id == born {
             let path = inside.disk_path();
             return self.set_aside(&inside.dir, &path, Action::DirectoryHeaderRemoved);
+        }
+        if !is_accepted {
+            // Keys prove which directory it is, not where: anyone could have moved it here, and taken its header away.
+            return Err(Why::Unproved(id));
         }
         let kept = match inside.dir.stat(&inside.disk) {
             Ok(_) => Some(self.lost.set_aside(&inside.dir, &inside.disk_path())?),

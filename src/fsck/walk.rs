@@ -595,7 +595,7 @@ pub(super) fn directories_named(
 }
 
 /// Returns the names in a path of the view.
-fn names_in(path: &Path) -> Vec<&[u8]> {
+pub(super) fn names_in(path: &Path) -> Vec<&[u8]> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.as_bytes()),
         _ => None,

@@ -128,7 +128,12 @@ impl Sample {
 
     /// Has the vault repaired, and compares it with what it was, but for what is `gone`. Returns what the repair has told.
     fn repair_all(&self, gone: &[&str]) -> Vec<Value> {
-        let told = self.run("fsck --repair --json");
+        self.repair_all_with("", gone)
+    }
+
+    /// As [`repair_all`](Self::repair_all), with further options.
+    fn repair_all_with(&self, options: &str, gone: &[&str]) -> Vec<Value> {
+        let told = self.run(&format!("fsck --repair --json{options}"));
         assert_eq!(told.code, 1, "{}{}", told.out, told.err);
         for check in ["fsck", "verify"] {
             let clean = self.run(check);
@@ -341,7 +346,13 @@ fn a_directory_header_is_made_again_from_the_headers_in_it() {
         damage();
         assert_eq!(found(&sample, ""), pairs(&[(code, "damage")]));
         assert_eq!(sample.run("verify").code, 4, "{code}");
-        sample.repair_all(&[]);
+        // Anyone could have moved it there: the user is asked.
+        let told = sample.run("fsck --repair");
+        assert_eq!(told.code, 4, "{code}");
+        let command = "`hushfs fsck --repair --accept-directory=renamed vault`";
+        assert!(told.out.contains(command), "{code}: {}", told.out);
+        assert_eq!(found(&sample, ""), pairs(&[(code, "damage")]));
+        sample.repair_all_with(" --accept-directory /renamed/", &[]);
     }
     // A directory that never had one gets none.
     let header = sample.disk("dir").join("dir.hush");
@@ -368,6 +379,56 @@ fn directories_that_someone_exchanged_are_left_and_both_named() {
     assert_eq!(lines.len(), 2, "{}", told.out);
     for line in lines {
         assert!(line.contains(&name(&one)) && line.contains(&name(&other)), "{line}");
+    }
+}
+
+#[test]
+fn a_directory_that_someone_moved_does_not_get_a_header_for_where_it_is() {
+    let sample = Sample::new();
+    let (moved, to) = (sample.disk("dir"), sample.disk("renamed"));
+    let others = fs::read(sample.disk("also-renamed").join("dir.hush")).unwrap();
+    fs::remove_dir_all(&to).unwrap();
+    fs::rename(moved, &to).unwrap();
+    let header = to.join("dir.hush");
+    // Without a header, as it was made, with a damaged one, and with that of another directory.
+    for (planted, code) in [
+        (None, "directory-header-missing"),
+        (Some(b"short".as_slice()), "directory-header"),
+        (Some(&others), "directory-misplaced"),
+    ] {
+        if let Some(bytes) = planted {
+            fs::write(&header, bytes).unwrap();
+        }
+        for options in ["", " --accept-directory dir --accept-directory also-renamed"] {
+            let told = sample.run(&format!("fsck --repair{options}"));
+            assert_eq!(told.code, 4, "{code}: {}", told.out);
+            let why = "left: nothing proves that what is in it, made in directory ";
+            assert!(told.out.contains(why), "{code}: {}", told.out);
+            assert_eq!(found(&sample, ""), pairs(&[(code, "damage")]));
+        }
+        assert_eq!(sample.run("verify").code, 4, "{code}");
+        assert_eq!(sample.place.run("cat --key-file key vault renamed/inner").code, 9, "{code}");
+    }
+}
+
+#[test]
+fn a_directory_of_which_there_are_two_gets_no_header() {
+    let sample = Sample::new();
+    let (one, other) = (sample.disk("renamed"), sample.disk("also-renamed"));
+    copy(&one, &other);
+    for damage in [|header: &Path| fs::remove_file(header).unwrap(), |header: &Path| {
+        fs::write(header, "short").unwrap()
+    }] {
+        for directory in [&one, &other] {
+            damage(&directory.join("dir.hush"));
+        }
+        let told = sample.run("fsck --repair --accept-directory renamed");
+        assert_eq!(told.code, 4, "{}", told.out);
+        let lines = told.out.lines().filter(|line| line.contains("left: more than one answer"));
+        assert_eq!(lines.count(), 2, "{}", told.out);
+        for directory in [&one, &other] {
+            fs::write(directory.join("dir.hush"), "").unwrap();
+        }
     }
 }
 
@@ -771,6 +832,7 @@ fn a_stopped_verify_goes_on_where_it_was() {
 
 #[test]
 fn a_repair_that_is_killed_again_and_again_loses_nothing() {
+    const ACCEPTED: &str = " --accept-directory renamed --accept-directory also-renamed";
     let kills = std::env::var("HUSHFS_TESTS_KILLS").map_or(12, |text| text.parse().unwrap());
     let mut sample = Sample::new();
     for i in 0..20 {
@@ -800,9 +862,8 @@ fn a_repair_that_is_killed_again_and_again_loses_nothing() {
         copy(&broken, &sample.vault());
         // Killed until it gets through.
         for attempt in 0.. {
-            let mut command = sample
-                .place
-                .command(&["fsck", "--repair", "--key-file", "key", "vault"]);
+            let words = format!("fsck --repair{ACCEPTED} --key-file key vault");
+            let mut command = sample.place.command(&words.split(' ').collect::<Vec<_>>());
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             if attempt < 20 {
@@ -813,7 +874,7 @@ fn a_repair_that_is_killed_again_and_again_loses_nothing() {
                 break;
             }
         }
-        let told = sample.run("fsck --repair");
+        let told = sample.run(&format!("fsck --repair{ACCEPTED}"));
         assert!(matches!(told.code, 0 | 1), "kill {kill}: {}", told.out);
         for check in ["fsck", "verify"] {
             let clean = sample.run(check);
