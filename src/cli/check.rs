@@ -209,6 +209,8 @@ struct Counts {
     corrected: u64,
     /// Something is not what it was when it was compared with, and nobody with the keys has changed it.
     differs: bool,
+    /// Something could not be mended, since what it takes failed.
+    has_failed: bool,
     /// Why standard output cannot be written any more.
     cut_off: Option<CliError>,
 }
@@ -260,6 +262,9 @@ impl<'p> Report<'p> {
                 why: Why::Note,
             } => self.print(finding, None),
             Told::Left { finding, why } => {
+                if let Why::Failed(_) = why {
+                    self.counts.lock().has_failed = true;
+                }
                 let advice = match why {
                     Why::Unproved(_) => self.accepting(finding),
                     _ => String::new(),
@@ -310,7 +315,7 @@ impl<'p> Report<'p> {
         let bits = [
             (counts.corrected > 0, error::CORRECTED),
             (counts.differs || counts.damage + counts.warnings > 0, error::LEFT),
-            (counts.unchecked > 0, error::OPERATION),
+            (counts.has_failed || counts.unchecked > 0, error::OPERATION),
             (interrupted, error::CANCELLED),
         ];
         for (_, bit) in bits.iter().filter(|(is_so, _)| *is_so) {

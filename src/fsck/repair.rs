@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
+    ops::Range,
     path::PathBuf,
 };
 
@@ -30,7 +31,7 @@ use crate::{
         xattr::XattrHash,
     },
     ids::{DirectoryId, FileId},
-    units::{CipherSize, PlainSize},
+    units::{BlockIndex, CipherSize, PlainOffset, PlainSize},
     vault::{
         DirectoryKeys, Vault, VaultError,
         content::{self, ContentError, Stored},
@@ -82,6 +83,8 @@ pub enum Action {
     SetAside,
     /// The file was sealed as it is, after all of it was read.
     Sealed,
+    /// A cut of the file that a crash had interrupted was finished, and the file sealed after all that is left was read.
+    CutFinished,
     /// What someone had put behind the end of a sealed file was taken away.
     Cut,
     /// The attribute was removed.
@@ -103,6 +106,7 @@ impl fmt::Display for Action {
         match self {
             Action::SetAside => f.write_str("set aside"),
             Action::Sealed => f.write_str("sealed as it is, every block was verified"),
+            Action::CutFinished => f.write_str("the cut was finished and the file sealed, every block that is left was verified"),
             Action::Cut => f.write_str("cut to the size it was sealed with, every block was verified"),
             Action::AttributeRemoved => f.write_str("the attribute was removed"),
             Action::Header(path) => write!(f, "its header was made from {path}"),
@@ -594,19 +598,18 @@ impl Mender<'_> {
         let (Some(content), Some(id)) = (file.content(), file.id()) else {
             return Err(Why::NoSource);
         };
-        // What is being cut ends in a block of the old length or of the new one, which sealing sets right first.
-        if !content.is_being_cut() {
-            verify(content, problem)?;
+        let cut = content.being_cut_to();
+        match cut {
+            // The block of the cut is of the old length or of the new one, which sealing sets right first.
+            Some(size) => verify_before(content, self.vault.layout().block_of(PlainOffset(size.0)), problem)?,
+            None => verify(content, problem)?,
         }
-        let size = file.backing().len()?;
-        let torn = self.vault.layout().extent(CipherSize(size)).torn;
         let mut kept = self
             .lost
             .copy(&site.disk_path(), "preamble", &**file.backing(), 0..PREAMBLE_SIZE)?;
-        if torn > 0 {
-            kept = self
-                .lost
-                .copy(&site.disk_path(), "tail", &**file.backing(), size - torn..size)?;
+        let tail = self.tail_of(CipherSize(file.backing().len()?), cut);
+        if !tail.is_empty() {
+            kept = self.lost.copy(&site.disk_path(), "tail", &**file.backing(), tail)?;
         }
         let mtime = Timespec {
             tv_sec: stat.st_mtime,
@@ -618,7 +621,7 @@ impl Mender<'_> {
             header.sync_all()?;
             file.backing().sync_all()?;
             site.dir.sync()?;
-            let was_cut = content.is_being_cut();
+            let was_cut = content.being_cut_to().is_some();
             content
                 .finish_seal(ticket, Some(mtime), |key| {
                     (stat.st_nlink == 1).then(|| key.place(site.keys.id, &name))
@@ -629,10 +632,23 @@ impl Mender<'_> {
             }
         }
         file.backing().sync_all()?;
+        let action = match cut {
+            Some(_) => Action::CutFinished,
+            None => Action::Sealed,
+        };
         Ok(Remedy {
-            action: Action::Sealed,
+            action,
             kept: Some(kept),
         })
+    }
+
+    /// Returns what sealing takes away from a file's end: a part of a block, or all from the block of a cut on, which is replaced.
+    fn tail_of(&self, size: CipherSize, cut: Option<PlainSize>) -> Range<u64> {
+        let layout = self.vault.layout();
+        match cut {
+            Some(cut) => layout.cipher_start(layout.block_of(PlainOffset(cut.0))).0..size.0,
+            None => size.0 - layout.extent(size).torn..size.0,
+        }
     }
 
     /// Makes a file's header from another of the same file.
@@ -876,16 +892,50 @@ fn opens_in(keys: &DirectoryKeys, dir: &Dir, name: &str) -> bool {
     }
 }
 
-/// Reads all of a file; what is damaged is noted as the problem.
+/// Reads all of a file; what is wrong with it is noted as the problem.
 fn verify<S: Storage>(content: &content::Content<S>, problem: &mut Problem) -> Result<(), Why> {
-    content.verify(|_| ()).map_err(|error| {
-        let error = VaultError::from(error);
-        match error {
-            VaultError::Io(error) => Why::Failed(error),
-            error => {
-                *problem = unusable(error);
-                Why::NoSource
-            }
-        }
-    })
+    content.verify(|_| ()).map_err(|error| noted(error, problem))
+}
+
+/// Reads the blocks of a file before one; what is wrong with them is noted as the problem.
+fn verify_before<S: Storage>(content: &content::Content<S>, end: BlockIndex, problem: &mut Problem) -> Result<(), Why> {
+    let mut first = None;
+    let read = content.verify_blocks(0..end.0, &mut |_| (), &mut |block| {
+        first.get_or_insert(block);
+    });
+    match read.map(|_| first) {
+        Ok(None) => Ok(()),
+        Ok(Some(block)) => Err(noted(ContentError::Damaged(block), problem)),
+        Err(error) => Err(noted(error, problem)),
+    }
+}
+
+fn noted(error: ContentError, problem: &mut Problem) -> Why {
+    let (noted, why) = match error {
+        ContentError::Io(error) => (Problem::Unreadable(again(&error)), Why::Failed(error)),
+        error => (unusable(error.into()), Why::NoSource),
+    };
+    *problem = noted;
+    why
+}
+
+/// Makes another error that says the same.
+fn again(error: &io::Error) -> io::Error {
+    error
+        .raw_os_error()
+        .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_worse_than_left_open() {
+        let mut problem = Problem::LeftOpen { torn: 0 };
+        let why = noted(ContentError::Io(io::Error::from_raw_os_error(libc::EIO)), &mut problem);
+        let Why::Failed(error) = why else { panic!("{why:?}") };
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert_eq!((problem.severity(), problem.code()), (Severity::Damage, "unreadable"));
+    }
 }

@@ -12,8 +12,10 @@ use std::{
 };
 
 use hushfs::{
+    format::preamble::{Places, Preamble, State, UnverifiedPreamble},
     fs::{Caller, Fs, NameIn, ROOT},
     keystore::{KeyFile, SlotChoice, Unlock},
+    units::PlainSize,
     vault::home::{Lock, OpenVault, VaultHome},
 };
 use rustix::{
@@ -561,6 +563,66 @@ fn a_file_left_open_with_a_damaged_block_is_left() {
         told.out
     );
     assert!(fs::read(&disk).unwrap() == before);
+}
+
+#[test]
+fn a_cut_is_finished_once_what_it_takes_away_is_kept() {
+    let mut sample = Sample::new();
+    let disk = sample.disk("blocks");
+    let size = BLOCK + 100;
+    mark_as_being_cut(&sample, "blocks", size as u64);
+    let before = fs::read(&disk).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 1, "{}", told.out);
+    let done = "open since an unclean end; the cut was finished and the file sealed, every block that is left was verified, kept in ";
+    assert!(told.out.contains(done), "{}", told.out);
+    sample.plain.get_mut("blocks").unwrap().truncate(size);
+    assert!(sample.read_all() == sample.plain);
+    let name = disk.file_name().unwrap().to_str().unwrap();
+    let tail = fs::read(sample.kept(&format!("{name}.tail"))).unwrap();
+    assert!(tail == before[PREAMBLE + STRIDE..], "from the block of the cut on");
+    // Not where a block before it is damaged.
+    mark_as_being_cut(&sample, "blocks", size as u64 - 50);
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&[9; 16], (PREAMBLE + 100) as u64).unwrap();
+    let before = fs::read(&disk).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    assert!(told.out.contains("block 0 is damaged or tampered with; left: "), "{}", told.out);
+    assert!(fs::read(&disk).unwrap() == before);
+}
+
+/// Has a file begin as a kill in the middle of a cut to a size leaves it.
+fn mark_as_being_cut(sample: &Sample, path: &str, size: u64) {
+    let (vault, home) = open(&sample.vault()).into_vault();
+    let located = vault.locate(home.dir(), Path::new(path)).unwrap();
+    let disk = sample.disk(path);
+    let preamble = UnverifiedPreamble::decode(&fs::read(&disk).unwrap()[..PREAMBLE]).unwrap();
+    let header = vault.load_header(&located.dir, located.directory(), preamble.file()).unwrap();
+    let fields = &header.fields;
+    let key = header.data_key.seal_key(fields.file, fields.suite.number());
+    let cut = Preamble {
+        state: State::Open,
+        plain_size: PlainSize(size),
+        cutting: true,
+        places: Places::default(),
+        ..preamble.verify(&key).unwrap()
+    };
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&cut.encode(&key), 0).unwrap();
+}
+
+#[test]
+fn a_repair_that_fails_says_so_whatever_it_was_of() {
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    // Nothing can be kept.
+    fs::write(sample.vault().join("lost+found.hush"), "in the way").unwrap();
+    let told = sample.run("fsck --repair --json");
+    assert_eq!(told.code, 8, "{}", told.out);
+    let told = json_lines(&told.out);
+    assert_eq!((&told[0]["severity"], &told[0]["corrected"]), (&"note".into(), &false.into()));
+    assert_eq!(told[1]["exit_code"], 8);
 }
 
 #[test]
