@@ -547,7 +547,12 @@ impl Mender<'_> {
             Err(_) => None,
         };
         let before = site.dir.stat_self()?;
-        site.dir.replace(name, &name::temporary_file(name), bytes)?;
+        // Where root repairs the vault of someone else, who must be able to read it.
+        let owner = match name::shape(name.as_bytes()) {
+            Shape::Header(_) => site.dir.stat(&site.disk)?,
+            _ => before,
+        };
+        site.dir.replace_for(name, &name::temporary_file(name), bytes, &owner)?;
         site.dir.keep_modified(&before)?;
         Ok(Remedy { action, kept })
     }

@@ -755,6 +755,49 @@ fn without_a_key_the_form_is_checked() {
 }
 
 #[test]
+fn what_root_repairs_stays_the_owners() {
+    use std::os::unix::fs::MetadataExt;
+
+    const OWNER: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
+        return eprintln!("SKIPPED: only root repairs the vault of someone else");
+    }
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    let header = sample.header("dir/inner");
+    fs::rename(&header, sample.vault().join(header.file_name().unwrap())).unwrap();
+    fs::remove_file(sample.disk("renamed").join("dir.hush")).unwrap();
+    fs::write(sample.disk("dir").join("notes.txt"), "").unwrap();
+    let link_file = sample.beside(&sample.vault(), ".link.hush");
+    fs::rename(&link_file, sample.disk("dir").join(link_file.file_name().unwrap())).unwrap();
+    for entry in all_below(&sample.vault()) {
+        std::os::unix::fs::lchown(&entry, Some(OWNER), Some(OWNER)).unwrap();
+    }
+    let told = sample.run("fsck --repair --accept-directory renamed");
+    assert_eq!(told.code, 1, "{}{}", told.out, told.err);
+    for made in [&header, &sample.disk("renamed").join("dir.hush"), &link_file] {
+        assert!(made.exists(), "{}", made.display());
+    }
+    for entry in all_below(&sample.vault()) {
+        let meta = fs::symlink_metadata(&entry).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (OWNER, OWNER), "{}", entry.display());
+    }
+}
+
+/// Returns a directory and everything in it.
+fn all_below(directory: &Path) -> Vec<PathBuf> {
+    let (mut all, mut waiting) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(path) = waiting.pop() {
+        if fs::symlink_metadata(&path).unwrap().is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        all.push(path);
+    }
+    all
+}
+
+#[test]
 fn exit_codes_are_those_of_fsck() {
     let sample = Sample::new();
     for (words, code) in [
