@@ -120,7 +120,11 @@ pub fn fsck(args: &FsckArgs) -> CliResult {
         let accepted = &args.accept_directory;
         fsck::repair(&vault, home.dir(), accepted, &stops, &mut |told| report.told(&told)).map_err(in_vault)?
     } else {
-        let lock = if args.apply_journal { Lock::Exclusive } else { Lock::Shared };
+        let lock = if args.apply_journal {
+            Lock::Exclusive
+        } else {
+            Lock::Shared
+        };
         let (vault, home) = open_recovered(args, lock)?;
         catch_interrupts(&interrupted)?;
         fsck::check(&vault, home.dir(), &stops, &mut |event| report.event(event)).map_err(in_vault)?

@@ -106,7 +106,9 @@ impl fmt::Display for Action {
         match self {
             Action::SetAside => f.write_str("set aside"),
             Action::Sealed => f.write_str("sealed as it is, every block was verified"),
-            Action::CutFinished => f.write_str("the cut was finished and the file sealed, every block that is left was verified"),
+            Action::CutFinished => {
+                f.write_str("the cut was finished and the file sealed, every block that is left was verified")
+            }
             Action::Cut => f.write_str("cut to the size it was sealed with, every block was verified"),
             Action::AttributeRemoved => f.write_str("the attribute was removed"),
             Action::Header(path) => write!(f, "its header was made from {path}"),
@@ -129,6 +131,8 @@ pub enum Why {
     Ambiguous(Vec<String>),
     /// What is in a directory was made in one with this id, and nothing but the word of the user says that it belongs where it is.
     Unproved(DirectoryId),
+    /// There is nothing in a directory to say which it is, and it may be this one: it has a key of its own, and is nowhere else.
+    MayHaveKey(DirectoryId),
     /// Its key is not at hand.
     NoKey,
     /// Without the attribute more users might reach the file.
@@ -143,7 +147,16 @@ impl fmt::Display for Why {
             Why::Note => f.write_str("nothing to be done"),
             Why::NoSource => f.write_str("nothing in the vault to mend it with: take it from a backup"),
             Why::Ambiguous(paths) => write!(f, "more than one answer, look at {}", paths.join(" and ")),
-            Why::Unproved(id) => write!(f, "nothing proves that what is in it, made in directory {id}, belongs here"),
+            Why::Unproved(id) => write!(
+                f,
+                "nothing proves that what is in it, made in directory {id}, belongs here"
+            ),
+            Why::MayHaveKey(id) => write!(
+                f,
+                "it may be directory {id}, for which a key was chosen and which is nowhere else: take its {} from a backup, or \
+                 forget that choice with `hushfs vault encryption unset --gone` and set the key anew",
+                name::DIRECTORY_HEADER
+            ),
             Why::NoKey => f.write_str("its key is not at hand"),
             Why::AccessList => f.write_str("it says who may use the file: set it anew"),
             Why::Failed(error) => error.fmt(f),
@@ -769,10 +782,11 @@ impl Mender<'_> {
             disk: name::DIRECTORY_HEADER.to_owned(),
             dir,
         };
-        let fitting = match listed.entries.is_empty() {
-            // Whatever id it has, nothing depends on it.
-            true => vec![born],
-            false => listed.ids(self.vault, &inside.dir, [Some(born), said].into_iter().flatten()),
+        let fitting = match (listed.entries.is_empty(), said) {
+            // Someone moved it, empty as it is.
+            (true, Some(said)) => vec![said],
+            (true, None) => vec![self.unless_a_key_is_missed(born)?],
+            (false, said) => listed.ids(self.vault, &inside.dir, [Some(born), said].into_iter().flatten()),
         };
         let id = match fitting[..] {
             [] => return Err(Why::NoSource),
@@ -806,6 +820,15 @@ impl Mender<'_> {
             action: Action::DirectoryHeader,
             kept,
         })
+    }
+
+    /// Returns the id that an empty directory is to have: whatever it had, nothing in it depends on it, but the key of what is made there may.
+    fn unless_a_key_is_missed(&self, born: DirectoryId) -> Result<DirectoryId, Why> {
+        let mut with_a_key = self.vault.directories_with_a_key();
+        match with_a_key.find(|id| !self.directories.contains_key(id)) {
+            Some(missed) => Err(Why::MayHaveKey(missed)),
+            None => Ok(born),
+        }
     }
 
     /// Returns the paths of directories, other than one, that may have an id too.
