@@ -421,10 +421,11 @@ impl Vault {
         };
         // A header is no change that anyone should see in the directory's time of modification.
         let before = dir.stat_self()?;
-        dir.replace(
+        dir.replace_for(
             name::DIRECTORY_HEADER,
             &name::temporary_file(name::DIRECTORY_HEADER),
             &header.encode(&self.directory_header_key),
+            &before,
         )?;
         dir.keep_modified(&before)?;
         Ok(())

@@ -237,6 +237,26 @@ impl Dir {
     /// What any step gives; the old version stands then.
     pub fn replace(&self, name: &str, temporary: &str, bytes: &[u8]) -> io::Result<()> {
         let file = self.write_replacement(name, temporary, bytes)?;
+        self.put_in_place(name, temporary, &file)
+    }
+
+    /// As [`replace`](Self::replace); where there is no old version, the new one belongs to the owner of something else.
+    ///
+    /// # Errors
+    ///
+    /// As for [`replace`](Self::replace).
+    pub fn replace_for(&self, name: &str, temporary: &str, bytes: &[u8], owner: &Stat) -> io::Result<()> {
+        let is_new = self.stat_raw(name).is_err();
+        let file = self.write_replacement(name, temporary, bytes)?;
+        if is_new {
+            // As in a replacement: it matters where root works on what is someone else's.
+            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+            let _ = fs::fchown(file.fd(), Some(uid), Some(gid));
+        }
+        self.put_in_place(name, temporary, &file)
+    }
+
+    fn put_in_place(&self, name: &str, temporary: &str, file: &BackingFile) -> io::Result<()> {
         let replaced = file
             .sync_all()
             .and_then(|()| self.rename(temporary, self, name, RenameFlags::empty()));

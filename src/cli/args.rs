@@ -1335,9 +1335,15 @@ pub struct FsckArgs {
     /// Mends what has one answer; keeps a copy of what it changes in lost+found.hush in the vault
     #[arg(long)]
     pub repair: bool,
+    /// Of a directory that has lost its dir.hush: what is in it belongs there, and nobody has moved it. Can be given several times
+    #[arg(long, value_name = "PATH", requires = "repair")]
+    pub accept_directory: Vec<PathBuf>,
     /// Checks what can be checked without a key
     #[arg(long, conflicts_with = "repair")]
     pub no_key: bool,
+    /// First writes a journal to the files that is not where it was made: for a vault that was copied as a crash had left it
+    #[arg(long, conflicts_with = "no_key")]
+    pub apply_journal: bool,
     /// Prints a JSON object for each finding, and one for the whole
     #[arg(long)]
     pub json: bool,

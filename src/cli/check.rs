@@ -4,6 +4,8 @@ mod resume;
 
 use std::{
     num::NonZeroUsize,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +20,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use self::resume::Resume;
 use super::{
     CliResult,
-    args::{FsckArgs, VaultArgs, VerifyArgs},
+    args::{FsckArgs, VerifyArgs},
     error::{self, CliError},
     open,
     outside::is_inside,
@@ -34,6 +36,7 @@ use crate::{
     vault::{
         Vault,
         home::{Lock, OpenError, VaultHome},
+        journal::recovery,
     },
 };
 
@@ -54,7 +57,7 @@ pub fn verify(args: &VerifyArgs) -> CliResult {
     } else {
         Progress::counter("bytes")
     };
-    let report = Report::new(args.json, &progress);
+    let report = Report::new(&args.vault.vault, args.json, &progress);
     report.compared(&compared);
     if args.compare.is_all() {
         return report.finish("nothing read", json!({}), false);
@@ -105,7 +108,7 @@ pub fn verify(args: &VerifyArgs) -> CliResult {
 /// Checks the structure of a vault, and repairs it if that is asked for.
 pub fn fsck(args: &FsckArgs) -> CliResult {
     let progress = Progress::counter("entries");
-    let report = Report::new(args.json, &progress);
+    let report = Report::new(&args.vault.vault, args.json, &progress);
     let interrupted = Arc::new(AtomicBool::new(false));
     let stops = || interrupted.load(Ordering::Relaxed) || report.is_cut_off();
     process::raise_descriptor_limit();
@@ -113,11 +116,18 @@ pub fn fsck(args: &FsckArgs) -> CliResult {
         catch_interrupts(&interrupted)?;
         without_key(args, &stops, &report)?
     } else if args.repair {
-        let (vault, home) = open_recovered(&args.vault, Lock::Exclusive)?;
+        let (vault, home) = open_recovered(args, Lock::Exclusive)?;
+        refuse_copied_journals(&vault, &home)?;
         catch_interrupts(&interrupted)?;
-        fsck::repair(&vault, home.dir(), &stops, &mut |told| report.told(&told)).map_err(in_vault)?
+        let accepted = &args.accept_directory;
+        fsck::repair(&vault, home.dir(), accepted, &stops, &mut |told| report.told(&told)).map_err(in_vault)?
     } else {
-        let (vault, home) = open_recovered(&args.vault, Lock::Shared)?;
+        let lock = if args.apply_journal {
+            Lock::Exclusive
+        } else {
+            Lock::Shared
+        };
+        let (vault, home) = open_recovered(args, lock)?;
         catch_interrupts(&interrupted)?;
         fsck::check(&vault, home.dir(), &stops, &mut |event| report.event(event)).map_err(in_vault)?
     };
@@ -131,10 +141,24 @@ pub fn fsck(args: &FsckArgs) -> CliResult {
 }
 
 /// Opens a vault, and writes what a crash left in its journal to its files: what is checked is what the next mount would find.
-fn open_recovered(args: &VaultArgs, lock: Lock) -> CliResult<(Vault, VaultHome)> {
-    let (vault, home) = open::open_vault(args, lock)?.into_vault();
-    home.recover(&vault, lock, false)?;
+fn open_recovered(args: &FsckArgs, lock: Lock) -> CliResult<(Vault, VaultHome)> {
+    let (vault, home) = open::open_vault(&args.vault, lock)?.into_vault();
+    home.recover(&vault, lock, args.apply_journal)?;
     Ok((vault, home))
+}
+
+/// Refuses to repair while there is a journal that was made elsewhere: what it has counts for a file until that is sealed, which a repair does.
+fn refuse_copied_journals(vault: &Vault, home: &VaultHome) -> CliResult {
+    let copies = recovery::copies(vault, home.dir()).map_err(|source| CliError::File {
+        path: home.path().to_owned(),
+        source,
+    })?;
+    match copies.first() {
+        Some(journal) => Err(CliError::JournalCopied {
+            path: home.path().join(journal),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn without_key(args: &FsckArgs, stops: &dyn Fn() -> bool, report: &Report<'_>) -> CliResult<fsck::Summary> {
@@ -176,6 +200,7 @@ fn catch_interrupts(interrupted: &Arc<AtomicBool>) -> CliResult {
 
 /// Prints findings as they come, and counts them.
 struct Report<'p> {
+    vault: &'p Path,
     json: bool,
     progress: &'p Progress,
     counts: Mutex<Counts>,
@@ -190,13 +215,16 @@ struct Counts {
     corrected: u64,
     /// Something is not what it was when it was compared with, and nobody with the keys has changed it.
     differs: bool,
+    /// Something could not be mended, since what it takes failed.
+    has_failed: bool,
     /// Why standard output cannot be written any more.
     cut_off: Option<CliError>,
 }
 
 impl<'p> Report<'p> {
-    fn new(json: bool, progress: &'p Progress) -> Self {
+    fn new(vault: &'p Path, json: bool, progress: &'p Progress) -> Self {
         Report {
+            vault,
             json,
             progress,
             counts: Mutex::default(),
@@ -240,8 +268,27 @@ impl<'p> Report<'p> {
                 finding,
                 why: Why::Note,
             } => self.print(finding, None),
-            Told::Left { finding, why } => self.print(finding, Some((false, &why.to_string()))),
+            Told::Left { finding, why } => {
+                if let Why::Failed(_) = why {
+                    self.counts.lock().has_failed = true;
+                }
+                let advice = match why {
+                    Why::Unproved(_) => self.accepting(finding),
+                    _ => String::new(),
+                };
+                self.print(finding, Some((false, &format!("{why}{advice}"))));
+            }
         }
+    }
+
+    /// Says which command has a directory believed that it belongs where it is.
+    fn accepting(&self, finding: &Finding) -> String {
+        let path = finding.plain_path().unwrap_or_default();
+        format!(
+            ": if nobody has moved it, `hushfs fsck --repair --accept-directory={} {}` makes its header",
+            text::shell_word(&path),
+            text::shell_word(self.vault.as_os_str().as_bytes())
+        )
     }
 
     /// Prints a finding, with what a repair has made of it.
@@ -275,7 +322,7 @@ impl<'p> Report<'p> {
         let bits = [
             (counts.corrected > 0, error::CORRECTED),
             (counts.differs || counts.damage + counts.warnings > 0, error::LEFT),
-            (counts.unchecked > 0, error::OPERATION),
+            (counts.has_failed || counts.unchecked > 0, error::OPERATION),
             (interrupted, error::CANCELLED),
         ];
         for (_, bit) in bits.iter().filter(|(is_so, _)| *is_so) {

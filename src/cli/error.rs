@@ -214,6 +214,8 @@ pub enum CliError {
     Snapshot { path: PathBuf, error: SnapshotError },
     /// `verify` or `fsck` ends with this code; what it found was printed.
     Checked(u8),
+    /// There is a journal that was made elsewhere, which a repair would make worthless.
+    JournalCopied { path: PathBuf },
     /// What `verify --resume` keeps would be in the vault.
     ResumeInVault { path: PathBuf },
     /// A file is not what `verify --resume` has kept for this vault.
@@ -366,6 +368,7 @@ impl CliError {
             | CliError::LastWay { .. }
             | CliError::SeveralNames { .. }
             | CliError::NotShared { .. }
+            | CliError::JournalCopied { .. }
             | CliError::Rewrap { .. } => FAILED,
         }
     }
@@ -838,6 +841,11 @@ impl fmt::Display for CliError {
             ),
             CliError::Snapshot { path, error } => write!(f, "{}: {error}", path.display()),
             CliError::Checked(code) => write!(f, "the check ends with {code}"),
+            CliError::JournalCopied { path } => write!(
+                f,
+                "{}: a journal of an unclean end, made elsewhere, which a repair would make worthless: add --apply-journal if the vault was copied as that end had left it, otherwise remove the journal",
+                path.display()
+            ),
             CliError::ResumeInVault { path } => {
                 write!(f, "{}: what is kept of a run must not be in the vault: name a file elsewhere", path.display())
             }

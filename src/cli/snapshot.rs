@@ -12,11 +12,7 @@ use super::{
     CliResult,
     args::{CompareArgs, SnapshotArgs},
     error::CliError,
-<<<<<<< HEAD
-    open, outside, process,
-=======
-    open, print, process,
->>>>>>> help-a
+    open, outside, print, process,
     progress::Progress,
     record,
     sealed::output::Output,

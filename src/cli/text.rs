@@ -109,6 +109,17 @@ pub fn printable(name: &[u8]) -> String {
         .collect()
 }
 
+/// Writes a name as a word that a shell takes for it, and a terminal for text.
+pub fn shell_word(name: &[u8]) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+,:@%".contains(byte);
+    let text = std::str::from_utf8(name).ok();
+    match text.filter(|text| !text.chars().any(char::is_control)) {
+        Some(text) if !name.is_empty() && name.iter().all(is_plain) => text.to_owned(),
+        Some(text) => format!("'{}'", text.replace('\'', r"'\''")),
+        None => format!("$'{}'", name.escape_ascii()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +131,15 @@ mod tests {
         assert_eq!(mode(0o104750), "-rwsr-x---");
         assert_eq!(mode(0o102640), "-rw-r-S---");
         assert_eq!(mode(0o120777), "lrwxrwxrwx");
+    }
+
+    #[test]
+    fn a_shell_takes_a_word_for_the_name() {
+        assert_eq!(shell_word(b"dir/a.txt"), "dir/a.txt");
+        assert_eq!(shell_word(b""), "''");
+        assert_eq!(shell_word("\u{e4} $(x)".as_bytes()), "'\u{e4} $(x)'");
+        assert_eq!(shell_word(b"it's"), r"'it'\''s'");
+        assert_eq!(shell_word(b"a\x1b[2J\n'\\\xff"), r"$'a\x1b[2J\n\'\\\xff'");
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub enum Problem {
     Malformed(FormatError),
     /// A header is for another directory than most in its directory. Only looked for without a key.
     HeaderElsewhere,
+    /// A journal of this vault that is not where it was made: what it has is in no file.
+    JournalCopied,
     /// The file was being written when hushfs ended, and not sealed since; so many bytes at its end are no whole block.
     LeftOpen {
         /// The bytes at the end.
@@ -99,7 +101,8 @@ impl Problem {
             | Problem::BlocksDamaged(_)
             | Problem::AttributeDamaged(..)
             | Problem::Malformed(_)
-            | Problem::HeaderElsewhere => Severity::Damage,
+            | Problem::HeaderElsewhere
+            | Problem::JournalCopied => Severity::Damage,
             Problem::Stranger => Severity::Warning,
             Problem::LeftOpen { .. }
             | Problem::NeverSynced
@@ -124,6 +127,7 @@ impl Problem {
             Problem::AttributeDamaged(..) => "attribute",
             Problem::Malformed(_) => "malformed",
             Problem::HeaderElsewhere => "header-misplaced",
+            Problem::JournalCopied => "journal-copied",
             Problem::LeftOpen { .. } => "left-open",
             Problem::NeverSynced => "never-synced",
             Problem::OrphanedHeader => "orphaned-header",
@@ -185,6 +189,10 @@ impl fmt::Display for Problem {
             }
             Problem::Malformed(error) => error.fmt(f),
             Problem::HeaderElsewhere => f.write_str("header for another directory than the others here"),
+            Problem::JournalCopied => f.write_str(
+                "journal of an unclean end, made elsewhere: what it has is in no file. If the vault was copied as that end had left it, \
+                 `hushfs fsck --apply-journal` writes it to the files; otherwise remove the journal",
+            ),
             Problem::LeftOpen { torn: 0 } => f.write_str("open since an unclean end"),
             Problem::LeftOpen { torn } => write!(f, "open since an unclean end, with a torn tail of {torn} bytes"),
             Problem::NeverSynced => f.write_str("new at an unclean end and never synced: there is nothing in it"),

@@ -65,6 +65,7 @@ impl Lost {
             made = Some(to.create_file(name, 0o600)?);
             Ok(())
         })?;
+        self.give(&to, &name)?;
         if let Some(file) = made {
             let mut buffer = vec![0; CHUNK];
             let mut at = range.start;
@@ -96,6 +97,7 @@ impl Lost {
             made = Some(to.create_file(name, 0o600)?);
             Ok(())
         })?;
+        self.give(&to, &name)?;
         if let Some(file) = made {
             file.set_xattr(attribute, value, XattrFlags::empty())?;
             file.sync_all()?;
@@ -112,7 +114,7 @@ impl Lost {
         let (run, path) = self.run.as_ref().expect("begun above");
         let (mut dir, mut path) = (run.open_dir(".")?, path.clone());
         for name in above.split('/').filter(|name| !name.is_empty()) {
-            make(&dir, name)?;
+            self.make(&dir, name)?;
             dir = dir.open_dir(name)?;
             path = format!("{path}/{name}");
         }
@@ -121,14 +123,10 @@ impl Lost {
 
     /// Makes the directory of this run.
     fn begin(&self) -> io::Result<(Dir, String)> {
-        make(&self.root, LOST_AND_FOUND)?;
+        self.make(&self.root, LOST_AND_FOUND)?;
+        // Also where a run that was killed has made it.
+        self.give(&self.root, LOST_AND_FOUND)?;
         let lost = self.root.open_dir(LOST_AND_FOUND)?;
-        // As who owns the vault would have made it, where root repairs it.
-        let owner = self.root.stat_self()?;
-        let give = |dir: &Dir| {
-            let _ = dir.chown_self(Some(owner.st_uid), Some(owner.st_gid));
-        };
-        give(&lost);
         let mut number = 1;
         let name = loop {
             let name = number.to_string();
@@ -137,18 +135,28 @@ impl Lost {
                 result => break result.map(|()| name)?,
             }
         };
+        self.give(&lost, &name)?;
         lost.sync()?;
         let run = lost.open_dir(&name)?;
-        give(&run);
         Ok((run, format!("{LOST_AND_FOUND}/{name}")))
     }
-}
 
-/// Makes a directory, durably, unless it is there.
-fn make(dir: &Dir, name: &str) -> io::Result<()> {
-    match dir.mkdir(name, 0o700) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result.and_then(|()| dir.sync()),
+    /// Makes a directory, durably, unless it is there.
+    fn make(&self, dir: &Dir, name: &str) -> io::Result<()> {
+        match dir.mkdir(name, 0o700) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            result => result?,
+        }
+        self.give(dir, name)?;
+        dir.sync()
+    }
+
+    /// Gives something that was made to who owns the vault, as if they had made it, where root repairs it.
+    fn give(&self, dir: &Dir, name: &str) -> io::Result<()> {
+        let owner = self.root.stat_self()?;
+        // Who is not root has no owner to give.
+        let _ = dir.chown(name, Some(owner.st_uid), Some(owner.st_gid));
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
+    ops::Range,
     path::PathBuf,
 };
 
@@ -17,7 +18,7 @@ use super::{
     finding::{Finding, Problem, Severity, join, unusable},
     lost::{Lost, path_in, split},
     tree,
-    walk::{Content, Entry, Visitor, WalkError, directories_named, walk},
+    walk::{Content, Entry, Visitor, WalkError, directories_named, names_in, walk},
 };
 use crate::{
     backing::{BackingFile, Dir, Storage},
@@ -30,7 +31,7 @@ use crate::{
         xattr::XattrHash,
     },
     ids::{DirectoryId, FileId},
-    units::{CipherSize, PlainSize},
+    units::{BlockIndex, CipherSize, PlainOffset, PlainSize},
     vault::{
         DirectoryKeys, Vault, VaultError,
         content::{self, ContentError, Stored},
@@ -82,6 +83,8 @@ pub enum Action {
     SetAside,
     /// The file was sealed as it is, after all of it was read.
     Sealed,
+    /// A cut of the file that a crash had interrupted was finished, and the file sealed after all that is left was read.
+    CutFinished,
     /// What someone had put behind the end of a sealed file was taken away.
     Cut,
     /// The attribute was removed.
@@ -103,6 +106,9 @@ impl fmt::Display for Action {
         match self {
             Action::SetAside => f.write_str("set aside"),
             Action::Sealed => f.write_str("sealed as it is, every block was verified"),
+            Action::CutFinished => {
+                f.write_str("the cut was finished and the file sealed, every block that is left was verified")
+            }
             Action::Cut => f.write_str("cut to the size it was sealed with, every block was verified"),
             Action::AttributeRemoved => f.write_str("the attribute was removed"),
             Action::Header(path) => write!(f, "its header was made from {path}"),
@@ -123,6 +129,10 @@ pub enum Why {
     NoSource,
     /// There is more than one way, and these are in the way of each other.
     Ambiguous(Vec<String>),
+    /// What is in a directory was made in one with this id, and nothing but the word of the user says that it belongs where it is.
+    Unproved(DirectoryId),
+    /// There is nothing in a directory to say which it is, and it may be this one: it has a key of its own, and is nowhere else.
+    MayHaveKey(DirectoryId),
     /// Its key is not at hand.
     NoKey,
     /// Without the attribute more users might reach the file.
@@ -137,6 +147,16 @@ impl fmt::Display for Why {
             Why::Note => f.write_str("nothing to be done"),
             Why::NoSource => f.write_str("nothing in the vault to mend it with: take it from a backup"),
             Why::Ambiguous(paths) => write!(f, "more than one answer, look at {}", paths.join(" and ")),
+            Why::Unproved(id) => write!(
+                f,
+                "nothing proves that what is in it, made in directory {id}, belongs here"
+            ),
+            Why::MayHaveKey(id) => write!(
+                f,
+                "it may be directory {id}, for which a key was chosen and which is nowhere else: take its {} from a backup, or \
+                 forget that choice with `hushfs vault encryption unset --gone` and set the key anew",
+                name::DIRECTORY_HEADER
+            ),
             Why::NoKey => f.write_str("its key is not at hand"),
             Why::AccessList => f.write_str("it says who may use the file: set it anew"),
             Why::Failed(error) => error.fmt(f),
@@ -160,7 +180,7 @@ impl From<VaultError> for Why {
     }
 }
 
-/// Mends what can be mended in a whole vault; `root` is its directory.
+/// Mends what can be mended in a whole vault; `root` is its directory. What is in the directories `accepted`, paths of the view, belongs there.
 ///
 /// # Errors
 ///
@@ -168,9 +188,11 @@ impl From<VaultError> for Why {
 pub fn repair(
     vault: &Vault,
     root: &Dir,
+    accepted: &[PathBuf],
     stops: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(Told),
 ) -> Result<super::Summary, WalkError> {
+    let accepted = accepted.iter().map(|path| names_in(path).join(&b'/')).collect();
     let mut lost = Lost::new(root.open_dir(".").map_err(|error| WalkError {
         path: PathBuf::new(),
         source: error.into(),
@@ -201,6 +223,7 @@ pub fn repair(
             root,
             claimed: claimed(vault, root, &directories, &others),
             directories,
+            accepted: &accepted,
             sources,
             lost: &mut lost,
         };
@@ -302,7 +325,7 @@ impl Visitor for Survey<'_> {
 }
 
 /// Returns which ids of directories are spoken for, and by which paths on disk: those of directories that can be used; of those that cannot the one that
-/// they would have without a header, the one that their header says, and those of others whose headers admit their names.
+/// they would have without a header, the one that their header says, those of what is in them, and those of others whose headers admit their names.
 fn claimed(
     vault: &Vault,
     root: &Dir,
@@ -327,6 +350,9 @@ fn claimed(
             continue;
         };
         let mut ids = vec![vault.born_directory_keys(parent, name).id];
+        if let Ok(inside) = Inside::list(&dir) {
+            ids.extend(inside.ids(vault, &dir, []));
+        }
         if let Ok(Some(header)) = vault.load_directory_header(&dir) {
             ids.push(header.directory);
             homeless.push(dir);
@@ -345,6 +371,35 @@ fn claimed(
         }
     }
     claimed
+}
+
+/// The names on disk in a directory that say which one it is.
+struct Inside {
+    entries: Vec<String>,
+    headers: Vec<FileId>,
+}
+
+impl Inside {
+    fn list(dir: &Dir) -> io::Result<Self> {
+        let (mut entries, mut headers) = (Vec::new(), Vec::new());
+        dir.each_entry(|entry| match name::shape(entry.name) {
+            Shape::Inline(_) | Shape::Long => entries.extend(std::str::from_utf8(entry.name).map(str::to_owned)),
+            Shape::Header(file) => headers.push(file),
+            _ => {}
+        })?;
+        Ok(Inside { entries, headers })
+    }
+
+    /// Returns the ids under which a name in the directory opens, of those that authentic headers in it are for and of some more.
+    fn ids(&self, vault: &Vault, dir: &Dir, more: impl IntoIterator<Item = DirectoryId>) -> Vec<DirectoryId> {
+        let mut ids = directories_named(vault, dir, self.headers.iter().copied());
+        ids.extend(more);
+        ids.retain(|id| {
+            let keys = vault.directory_keys(*id);
+            self.entries.iter().any(|name| opens_in(&keys, dir, name))
+        });
+        ids.into_iter().collect()
+    }
 }
 
 /// Opens a directory by its path in the backing directory.
@@ -415,6 +470,8 @@ struct Mender<'m> {
     root: &'m Dir,
     directories: BTreeMap<DirectoryId, Vec<Vec<u8>>>,
     claimed: HashMap<DirectoryId, BTreeSet<Vec<u8>>>,
+    /// Paths in the view of directories of which the user says that what is in them belongs there.
+    accepted: &'m BTreeSet<Vec<u8>>,
     sources: Sources,
     lost: &'m mut Lost,
 }
@@ -463,7 +520,10 @@ impl Mender<'_> {
                 VaultError::HeaderMissing(id) | VaultError::HeaderDamaged(id, _) | VaultError::HeaderMisplaced(id),
             ) => self.header(&site, *id),
             Problem::Unusable(VaultError::DirectoryDamaged(_) | VaultError::DirectoryMisplaced)
-            | Problem::DirectoryHeaderMissing(_) => self.directory(&site, finding.name.as_deref().unwrap_or_default()),
+            | Problem::DirectoryHeaderMissing(_) => {
+                let is_accepted = finding.plain_path().is_some_and(|path| self.accepted.contains(&path));
+                self.directory(&site, finding.name.as_deref().unwrap_or_default(), is_accepted)
+            }
             Problem::Unusable(VaultError::Content(ContentError::WrongSize { sealed, .. })) => self.cut(&site, *sealed),
             Problem::Unusable(VaultError::LinkDamaged(_)) => self.link(&site),
             Problem::NameUnopened(_) => match name::shape(site.disk.as_bytes()) {
@@ -500,7 +560,12 @@ impl Mender<'_> {
             Err(_) => None,
         };
         let before = site.dir.stat_self()?;
-        site.dir.replace(name, &name::temporary_file(name), bytes)?;
+        // Where root repairs the vault of someone else, who must be able to read it.
+        let owner = match name::shape(name.as_bytes()) {
+            Shape::Header(_) => site.dir.stat(&site.disk)?,
+            _ => before,
+        };
+        site.dir.replace_for(name, &name::temporary_file(name), bytes, &owner)?;
         site.dir.keep_modified(&before)?;
         Ok(Remedy { action, kept })
     }
@@ -551,19 +616,18 @@ impl Mender<'_> {
         let (Some(content), Some(id)) = (file.content(), file.id()) else {
             return Err(Why::NoSource);
         };
-        // What is being cut ends in a block of the old length or of the new one, which sealing sets right first.
-        if !content.is_being_cut() {
-            verify(content, problem)?;
+        let cut = content.being_cut_to();
+        match cut {
+            // The block of the cut is of the old length or of the new one, which sealing sets right first.
+            Some(size) => verify_before(content, self.vault.layout().block_of(PlainOffset(size.0)), problem)?,
+            None => verify(content, problem)?,
         }
-        let size = file.backing().len()?;
-        let torn = self.vault.layout().extent(CipherSize(size)).torn;
         let mut kept = self
             .lost
             .copy(&site.disk_path(), "preamble", &**file.backing(), 0..PREAMBLE_SIZE)?;
-        if torn > 0 {
-            kept = self
-                .lost
-                .copy(&site.disk_path(), "tail", &**file.backing(), size - torn..size)?;
+        let tail = self.tail_of(CipherSize(file.backing().len()?), cut);
+        if !tail.is_empty() {
+            kept = self.lost.copy(&site.disk_path(), "tail", &**file.backing(), tail)?;
         }
         let mtime = Timespec {
             tv_sec: stat.st_mtime,
@@ -575,7 +639,7 @@ impl Mender<'_> {
             header.sync_all()?;
             file.backing().sync_all()?;
             site.dir.sync()?;
-            let was_cut = content.is_being_cut();
+            let was_cut = content.being_cut_to().is_some();
             content
                 .finish_seal(ticket, Some(mtime), |key| {
                     (stat.st_nlink == 1).then(|| key.place(site.keys.id, &name))
@@ -586,10 +650,23 @@ impl Mender<'_> {
             }
         }
         file.backing().sync_all()?;
+        let action = match cut {
+            Some(_) => Action::CutFinished,
+            None => Action::Sealed,
+        };
         Ok(Remedy {
-            action: Action::Sealed,
+            action,
             kept: Some(kept),
         })
+    }
+
+    /// Returns what sealing takes away from a file's end: a part of a block, or all from the block of a cut on, which is replaced.
+    fn tail_of(&self, size: CipherSize, cut: Option<PlainSize>) -> Range<u64> {
+        let layout = self.vault.layout();
+        match cut {
+            Some(cut) => layout.cipher_start(layout.block_of(PlainOffset(cut.0))).0..size.0,
+            None => size.0 - layout.extent(size).torn..size.0,
+        }
     }
 
     /// Makes a file's header from another of the same file.
@@ -687,8 +764,8 @@ impl Mender<'_> {
         })
     }
 
-    /// Gives a directory the header that fits what is in it.
-    fn directory(&mut self, site: &Site, name: &[u8]) -> Mended {
+    /// Gives a directory the header that fits what is in it, if that can be of nowhere else or the user has said that it belongs here.
+    fn directory(&mut self, site: &Site, name: &[u8], is_accepted: bool) -> Mended {
         let dir = site.dir.open_dir(&site.disk)?;
         let born = self.vault.born_directory_keys(site.keys.id, name).id;
         let said = match self.vault.load_directory_header(&dir) {
@@ -696,12 +773,7 @@ impl Mender<'_> {
             Err(VaultError::DirectoryDamaged(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let (mut names, mut headers) = (Vec::new(), Vec::new());
-        dir.each_entry(|entry| match name::shape(entry.name) {
-            Shape::Inline(_) | Shape::Long => names.extend(std::str::from_utf8(entry.name).map(str::to_owned)),
-            Shape::Header(file) => headers.push(file),
-            _ => {}
-        })?;
+        let listed = Inside::list(&dir)?;
         let inside = Site {
             keys: self.vault.directory_keys(born),
             above: format!("{}/{}", site.above, site.disk)
@@ -710,16 +782,11 @@ impl Mender<'_> {
             disk: name::DIRECTORY_HEADER.to_owned(),
             dir,
         };
-        let mut ids = directories_named(self.vault, &inside.dir, headers);
-        ids.extend([Some(born), said].into_iter().flatten());
-        let fits = |id: &DirectoryId| {
-            let keys = self.vault.directory_keys(*id);
-            names.iter().any(|name| opens_in(&keys, &inside.dir, name))
-        };
-        let fitting: Vec<_> = match names.is_empty() {
-            // Whatever id it has, nothing depends on it.
-            true => vec![born],
-            false => ids.into_iter().filter(fits).collect(),
+        let fitting = match (listed.entries.is_empty(), said) {
+            // Someone moved it, empty as it is.
+            (true, Some(said)) => vec![said],
+            (true, None) => vec![self.unless_a_key_is_missed(born)?],
+            (false, said) => listed.ids(self.vault, &inside.dir, [Some(born), said].into_iter().flatten()),
         };
         let id = match fitting[..] {
             [] => return Err(Why::NoSource),
@@ -733,12 +800,16 @@ impl Mender<'_> {
             return Err(Why::Ambiguous(paths));
         }
         let elsewhere = self.others_with(id, &site.disk_path());
-        if !names.is_empty() && !elsewhere.is_empty() {
+        if !listed.entries.is_empty() && !elsewhere.is_empty() {
             return Err(Why::Ambiguous(elsewhere));
         }
         if id == born {
             let path = inside.disk_path();
             return self.set_aside(&inside.dir, &path, Action::DirectoryHeaderRemoved);
+        }
+        if !is_accepted {
+            // Keys prove which directory it is, not where: anyone could have moved it here, and taken its header away.
+            return Err(Why::Unproved(id));
         }
         let kept = match inside.dir.stat(&inside.disk) {
             Ok(_) => Some(self.lost.set_aside(&inside.dir, &inside.disk_path())?),
@@ -749,6 +820,15 @@ impl Mender<'_> {
             action: Action::DirectoryHeader,
             kept,
         })
+    }
+
+    /// Returns the id that an empty directory is to have: whatever it had, nothing in it depends on it, but the key of what is made there may.
+    fn unless_a_key_is_missed(&self, born: DirectoryId) -> Result<DirectoryId, Why> {
+        let mut with_a_key = self.vault.directories_with_a_key();
+        match with_a_key.find(|id| !self.directories.contains_key(id)) {
+            Some(missed) => Err(Why::MayHaveKey(missed)),
+            None => Ok(born),
+        }
     }
 
     /// Returns the paths of directories, other than one, that may have an id too.
@@ -840,16 +920,50 @@ fn opens_in(keys: &DirectoryKeys, dir: &Dir, name: &str) -> bool {
     }
 }
 
-/// Reads all of a file; what is damaged is noted as the problem.
+/// Reads all of a file; what is wrong with it is noted as the problem.
 fn verify<S: Storage>(content: &content::Content<S>, problem: &mut Problem) -> Result<(), Why> {
-    content.verify(|_| ()).map_err(|error| {
-        let error = VaultError::from(error);
-        match error {
-            VaultError::Io(error) => Why::Failed(error),
-            error => {
-                *problem = unusable(error);
-                Why::NoSource
-            }
-        }
-    })
+    content.verify(|_| ()).map_err(|error| noted(error, problem))
+}
+
+/// Reads the blocks of a file before one; what is wrong with them is noted as the problem.
+fn verify_before<S: Storage>(content: &content::Content<S>, end: BlockIndex, problem: &mut Problem) -> Result<(), Why> {
+    let mut first = None;
+    let read = content.verify_blocks(0..end.0, &mut |_| (), &mut |block| {
+        first.get_or_insert(block);
+    });
+    match read.map(|_| first) {
+        Ok(None) => Ok(()),
+        Ok(Some(block)) => Err(noted(ContentError::Damaged(block), problem)),
+        Err(error) => Err(noted(error, problem)),
+    }
+}
+
+fn noted(error: ContentError, problem: &mut Problem) -> Why {
+    let (noted, why) = match error {
+        ContentError::Io(error) => (Problem::Unreadable(again(&error)), Why::Failed(error)),
+        error => (unusable(error.into()), Why::NoSource),
+    };
+    *problem = noted;
+    why
+}
+
+/// Makes another error that says the same.
+fn again(error: &io::Error) -> io::Error {
+    error
+        .raw_os_error()
+        .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_worse_than_left_open() {
+        let mut problem = Problem::LeftOpen { torn: 0 };
+        let why = noted(ContentError::Io(io::Error::from_raw_os_error(libc::EIO)), &mut problem);
+        let Why::Failed(error) = why else { panic!("{why:?}") };
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert_eq!((problem.severity(), problem.code()), (Severity::Damage, "unreadable"));
+    }
 }

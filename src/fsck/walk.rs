@@ -29,6 +29,7 @@ use crate::{
     vault::{
         DirectoryKeys, Vault, VaultError,
         file::{FoundAt, VaultFile},
+        journal::recovery,
         path::Located,
     },
 };
@@ -129,6 +130,7 @@ impl std::error::Error for WalkError {
 ///
 /// [`WalkError`] for a path under which nothing is found; whatever else cannot be read is a [`Finding`].
 pub fn walk(vault: &Vault, root: &Dir, paths: &[PathBuf], visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+    journals(vault, root, visitor);
     let everything = [PathBuf::new()];
     let paths = if paths.is_empty() { &everything[..] } else { paths };
     for path in paths {
@@ -142,6 +144,25 @@ pub fn walk(vault: &Vault, root: &Dir, paths: &[PathBuf], visitor: &mut dyn Visi
         run.start(located, path);
     }
     Ok(())
+}
+
+/// Reports the journals that were made elsewhere: files below any path may be what they were before what those have.
+fn journals(vault: &Vault, root: &Dir, visitor: &mut dyn Visitor) {
+    let mut found = |disk_path, problem| {
+        visitor.found(Finding {
+            disk_path,
+            directory: Some(Vec::new()),
+            name: None,
+            parent: Some(vault.root_keys().id),
+            problem,
+        });
+    };
+    match recovery::copies(vault, root) {
+        Ok(copies) => copies
+            .into_iter()
+            .for_each(|journal| found(journal.into_bytes(), Problem::JournalCopied)),
+        Err(error) => found(Vec::new(), Problem::Unreadable(error)),
+    }
 }
 
 struct Run<'r> {
@@ -574,7 +595,7 @@ pub(super) fn directories_named(
 }
 
 /// Returns the names in a path of the view.
-fn names_in(path: &Path) -> Vec<&[u8]> {
+pub(super) fn names_in(path: &Path) -> Vec<&[u8]> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.as_bytes()),
         _ => None,

@@ -84,6 +84,11 @@ impl KeyChoice {
         self.directories.get(&directory).copied()
     }
 
+    /// Returns the directories that have a key of their own.
+    pub fn directories(&self) -> impl Iterator<Item = DirectoryId> {
+        self.directories.keys().copied()
+    }
+
     /// Returns the epoch that new files of an epoch's key use; nothing for an epoch of the vault's own key.
     pub fn newest_like(&self, epoch: Epoch) -> Option<Epoch> {
         self.newest.get(&epoch).copied()

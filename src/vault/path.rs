@@ -159,6 +159,11 @@ impl Vault {
         })
     }
 
+    /// Returns the directories that have a key of their own for new files, whether they are there or not.
+    pub fn directories_with_a_key(&self) -> impl Iterator<Item = DirectoryId> {
+        self.choice.directories()
+    }
+
     /// Returns the key of a new file, in the last of the directories on the way from the root.
     pub fn key_of_new_files_in(&self, directories: &[DirectoryId]) -> KeyOfFile {
         let chosen = directories.iter().rev().find_map(|id| self.choice.of_directory(*id));

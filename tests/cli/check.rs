@@ -12,8 +12,10 @@ use std::{
 };
 
 use hushfs::{
+    format::preamble::{Places, Preamble, State, UnverifiedPreamble},
     fs::{Caller, Fs, NameIn, ROOT},
     keystore::{KeyFile, SlotChoice, Unlock},
+    units::PlainSize,
     vault::home::{Lock, OpenVault, VaultHome},
 };
 use rustix::{
@@ -128,7 +130,12 @@ impl Sample {
 
     /// Has the vault repaired, and compares it with what it was, but for what is `gone`. Returns what the repair has told.
     fn repair_all(&self, gone: &[&str]) -> Vec<Value> {
-        let told = self.run("fsck --repair --json");
+        self.repair_all_with("", gone)
+    }
+
+    /// As [`repair_all`](Self::repair_all), with further options.
+    fn repair_all_with(&self, options: &str, gone: &[&str]) -> Vec<Value> {
+        let told = self.run(&format!("fsck --repair --json{options}"));
         assert_eq!(told.code, 1, "{}{}", told.out, told.err);
         for check in ["fsck", "verify"] {
             let clean = self.run(check);
@@ -161,6 +168,17 @@ impl Sample {
         }
         panic!("nothing kept ends with {suffix}");
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status()
+        .unwrap();
+    assert!(status.success());
 }
 
 fn collect(root: &Path, at: &Path, all: &mut BTreeMap<String, Vec<u8>>) {
@@ -335,12 +353,63 @@ fn a_directory_header_is_made_again_from_the_headers_in_it() {
         damage();
         assert_eq!(found(&sample, ""), pairs(&[(code, "damage")]));
         assert_eq!(sample.run("verify").code, 4, "{code}");
-        sample.repair_all(&[]);
+        // Anyone could have moved it there: the user is asked.
+        let told = sample.run("fsck --repair");
+        assert_eq!(told.code, 4, "{code}");
+        let command = "`hushfs fsck --repair --accept-directory=renamed vault`";
+        assert!(told.out.contains(command), "{code}: {}", told.out);
+        assert_eq!(found(&sample, ""), pairs(&[(code, "damage")]));
+        sample.repair_all_with(" --accept-directory /renamed/", &[]);
     }
     // A directory that never had one gets none.
     let header = sample.disk("dir").join("dir.hush");
     fs::copy(&other, &header).unwrap();
     sample.repair_all(&[]);
+    assert!(!header.exists());
+}
+
+#[test]
+fn an_empty_directory_that_may_have_a_key_of_its_own_keeps_its_id() {
+    let sample = Sample::new();
+    sample.place.with_fs(None, |fs, caller| {
+        let at = |name| NameIn { parent: ROOT, name };
+        fs.make_directory(at(b"x"), 0o755, caller).unwrap();
+        fs.clear(fs.rename(at(b"x"), at(b"secret"), 0).unwrap());
+    });
+    let header = sample.disk("secret").join("dir.hush");
+    let bytes = fs::read(&header).unwrap();
+    for command in [
+        "key create --key-file key --alias alias/s vault",
+        "vault encryption set --key-file key --key alias/s vault secret",
+    ] {
+        let given = sample.place.run(command);
+        assert_eq!(given.code, 0, "{command}: {}", given.err);
+    }
+    let mut damaged = bytes.clone();
+    damaged[40] ^= 1;
+    fs::write(&header, &damaged).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    assert!(told.out.contains("left: it may be directory "), "{}", told.out);
+    assert!(fs::read(&header).unwrap() == damaged);
+    // With that of another directory, as someone may have moved it there.
+    fs::copy(sample.disk("renamed").join("dir.hush"), &header).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    assert!(told.out.contains("left: more than one answer"), "{}", told.out);
+    assert!(header.exists());
+    // Without a key that could be its own it needs no header.
+    fs::write(&header, &damaged).unwrap();
+    assert_eq!(
+        sample
+            .place
+            .run("vault encryption unset --key-file key --gone vault")
+            .code,
+        0
+    );
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 1, "{}", told.out);
+    assert!(told.out.contains("; it needs no header, kept in "), "{}", told.out);
     assert!(!header.exists());
 }
 
@@ -362,6 +431,61 @@ fn directories_that_someone_exchanged_are_left_and_both_named() {
     assert_eq!(lines.len(), 2, "{}", told.out);
     for line in lines {
         assert!(line.contains(&name(&one)) && line.contains(&name(&other)), "{line}");
+    }
+}
+
+#[test]
+fn a_directory_that_someone_moved_does_not_get_a_header_for_where_it_is() {
+    let sample = Sample::new();
+    let (moved, to) = (sample.disk("dir"), sample.disk("renamed"));
+    let others = fs::read(sample.disk("also-renamed").join("dir.hush")).unwrap();
+    fs::remove_dir_all(&to).unwrap();
+    fs::rename(moved, &to).unwrap();
+    let header = to.join("dir.hush");
+    // Without a header, as it was made, with a damaged one, and with that of another directory.
+    for (planted, code) in [
+        (None, "directory-header-missing"),
+        (Some(b"short".as_slice()), "directory-header"),
+        (Some(&others), "directory-misplaced"),
+    ] {
+        if let Some(bytes) = planted {
+            fs::write(&header, bytes).unwrap();
+        }
+        for options in ["", " --accept-directory dir --accept-directory also-renamed"] {
+            let told = sample.run(&format!("fsck --repair{options}"));
+            assert_eq!(told.code, 4, "{code}: {}", told.out);
+            let why = "left: nothing proves that what is in it, made in directory ";
+            assert!(told.out.contains(why), "{code}: {}", told.out);
+            assert_eq!(found(&sample, ""), pairs(&[(code, "damage")]));
+        }
+        assert_eq!(sample.run("verify").code, 4, "{code}");
+        let read = sample.place.run("cat --key-file key vault renamed/inner");
+        assert!(read.code != 0 && read.out.is_empty(), "{code}");
+    }
+}
+
+#[test]
+fn a_directory_of_which_there_are_two_gets_no_header() {
+    let sample = Sample::new();
+    let (one, other) = (sample.disk("renamed"), sample.disk("also-renamed"));
+    copy(&one, &other);
+    for damage in [
+        |header: &Path| fs::remove_file(header).unwrap(),
+        |header: &Path| fs::write(header, "short").unwrap(),
+    ] {
+        for directory in [&one, &other] {
+            damage(&directory.join("dir.hush"));
+        }
+        let told = sample.run("fsck --repair --accept-directory renamed");
+        assert_eq!(told.code, 4, "{}", told.out);
+        let lines = told
+            .out
+            .lines()
+            .filter(|line| line.contains("left: more than one answer"));
+        assert_eq!(lines.count(), 2, "{}", told.out);
+        for directory in [&one, &other] {
+            fs::write(directory.join("dir.hush"), "").unwrap();
+        }
     }
 }
 
@@ -442,6 +566,54 @@ fn a_file_left_open_is_named_and_sealed() {
 }
 
 #[test]
+fn a_copied_vault_is_repaired_only_with_what_its_journal_has() {
+    let mut sample = Sample::new();
+    let (crash, disk) = (sample.place.path("crash"), sample.disk("blocks"));
+    let older = fs::read(&disk).unwrap();
+    let newer = [7; 2 * BLOCK];
+    sample.place.with_fs(None, |fs, _| {
+        let id = fs.look_up(ROOT, b"blocks").unwrap().node.id;
+        fs.open(id, true).unwrap();
+        fs.write(id, 0, &newer).unwrap();
+        fs.sync_file(id, true).unwrap();
+        copy(&sample.vault(), &crash);
+        fs.release(id);
+    });
+    fs::remove_dir_all(sample.vault()).unwrap();
+    fs::rename(&crash, sample.vault()).unwrap();
+    // A power cut leaves the blocks of before: they are synced when the journal begins anew.
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&older[PREAMBLE..], PREAMBLE as u64).unwrap();
+    assert!(
+        sample.read_all() == sample.plain,
+        "what was synced is in the journal alone"
+    );
+    let left = pairs(&[("journal-copied", "damage"), ("left-open", "note")]);
+    for command in ["fsck", "verify", "verify --sample 50%"] {
+        let given = sample.run(command);
+        assert_eq!(given.code, 4, "{command}: {}", given.out);
+        assert!(
+            given.out.contains("`hushfs fsck --apply-journal`"),
+            "{command}: {}",
+            given.out
+        );
+    }
+    assert_eq!(found(&sample, ""), left);
+    let refused = sample.run("fsck --repair");
+    assert_eq!((refused.code, refused.out.as_str()), (8, ""), "{}", refused.err);
+    assert!(refused.err.contains("--apply-journal"), "{}", refused.err);
+    assert_eq!(found(&sample, ""), left, "nothing was sealed");
+    let repaired = sample.run("fsck --repair --apply-journal");
+    assert_eq!(repaired.code, 1, "{}{}", repaired.out, repaired.err);
+    sample.plain.get_mut("blocks").unwrap()[..newer.len()].copy_from_slice(&newer);
+    assert!(sample.read_all() == sample.plain);
+    for command in ["fsck", "verify"] {
+        let clean = sample.run(command);
+        assert_eq!((clean.code, clean.out.as_str()), (0, ""), "{command}");
+    }
+}
+
+#[test]
 fn a_file_left_open_with_a_damaged_block_is_left() {
     let sample = Sample::new();
     leave_open(&sample, "open", &[b'o'; 3 * BLOCK]);
@@ -457,6 +629,75 @@ fn a_file_left_open_with_a_damaged_block_is_left() {
         told.out
     );
     assert!(fs::read(&disk).unwrap() == before);
+}
+
+#[test]
+fn a_cut_is_finished_once_what_it_takes_away_is_kept() {
+    let mut sample = Sample::new();
+    let disk = sample.disk("blocks");
+    let size = BLOCK + 100;
+    mark_as_being_cut(&sample, "blocks", size as u64);
+    let before = fs::read(&disk).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 1, "{}", told.out);
+    let done = "open since an unclean end; the cut was finished and the file sealed, every block that is left was verified, kept in ";
+    assert!(told.out.contains(done), "{}", told.out);
+    sample.plain.get_mut("blocks").unwrap().truncate(size);
+    assert!(sample.read_all() == sample.plain);
+    let name = disk.file_name().unwrap().to_str().unwrap();
+    let tail = fs::read(sample.kept(&format!("{name}.tail"))).unwrap();
+    assert!(tail == before[PREAMBLE + STRIDE..], "from the block of the cut on");
+    // Not where a block before it is damaged.
+    mark_as_being_cut(&sample, "blocks", size as u64 - 50);
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&[9; 16], (PREAMBLE + 100) as u64).unwrap();
+    let before = fs::read(&disk).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    assert!(
+        told.out.contains("block 0 is damaged or tampered with; left: "),
+        "{}",
+        told.out
+    );
+    assert!(fs::read(&disk).unwrap() == before);
+}
+
+/// Has a file begin as a kill in the middle of a cut to a size leaves it.
+fn mark_as_being_cut(sample: &Sample, path: &str, size: u64) {
+    let (vault, home) = open(&sample.vault()).into_vault();
+    let located = vault.locate(home.dir(), Path::new(path)).unwrap();
+    let disk = sample.disk(path);
+    let preamble = UnverifiedPreamble::decode(&fs::read(&disk).unwrap()[..PREAMBLE]).unwrap();
+    let header = vault
+        .load_header(&located.dir, located.directory(), preamble.file())
+        .unwrap();
+    let fields = &header.fields;
+    let key = header.data_key.seal_key(fields.file, fields.suite.number());
+    let cut = Preamble {
+        state: State::Open,
+        plain_size: PlainSize(size),
+        cutting: true,
+        places: Places::default(),
+        ..preamble.verify(&key).unwrap()
+    };
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&cut.encode(&key), 0).unwrap();
+}
+
+#[test]
+fn a_repair_that_fails_says_so_whatever_it_was_of() {
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    // Nothing can be kept.
+    fs::write(sample.vault().join("lost+found.hush"), "in the way").unwrap();
+    let told = sample.run("fsck --repair --json");
+    assert_eq!(told.code, 8, "{}", told.out);
+    let told = json_lines(&told.out);
+    assert_eq!(
+        (&told[0]["severity"], &told[0]["corrected"]),
+        (&"note".into(), &false.into())
+    );
+    assert_eq!(told[1]["exit_code"], 8);
 }
 
 #[test]
@@ -586,6 +827,49 @@ fn without_a_key_the_form_is_checked() {
     assert_eq!(found(&sample, " --no-key"), expected);
     let given = sample.place.run("fsck --no-key vault");
     assert_eq!(given.code, 4, "{}", given.err);
+}
+
+#[test]
+fn what_root_repairs_stays_the_owners() {
+    use std::os::unix::fs::MetadataExt;
+
+    const OWNER: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
+        return eprintln!("SKIPPED: only root repairs the vault of someone else");
+    }
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    let header = sample.header("dir/inner");
+    fs::rename(&header, sample.vault().join(header.file_name().unwrap())).unwrap();
+    fs::remove_file(sample.disk("renamed").join("dir.hush")).unwrap();
+    fs::write(sample.disk("dir").join("notes.txt"), "").unwrap();
+    let link_file = sample.beside(&sample.vault(), ".link.hush");
+    fs::rename(&link_file, sample.disk("dir").join(link_file.file_name().unwrap())).unwrap();
+    for entry in all_below(&sample.vault()) {
+        std::os::unix::fs::lchown(&entry, Some(OWNER), Some(OWNER)).unwrap();
+    }
+    let told = sample.run("fsck --repair --accept-directory renamed");
+    assert_eq!(told.code, 1, "{}{}", told.out, told.err);
+    for made in [&header, &sample.disk("renamed").join("dir.hush"), &link_file] {
+        assert!(made.exists(), "{}", made.display());
+    }
+    for entry in all_below(&sample.vault()) {
+        let meta = fs::symlink_metadata(&entry).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (OWNER, OWNER), "{}", entry.display());
+    }
+}
+
+/// Returns a directory and everything in it.
+fn all_below(directory: &Path) -> Vec<PathBuf> {
+    let (mut all, mut waiting) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(path) = waiting.pop() {
+        if fs::symlink_metadata(&path).unwrap().is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        all.push(path);
+    }
+    all
 }
 
 #[test]
@@ -728,6 +1012,7 @@ fn a_stopped_verify_goes_on_where_it_was() {
 
 #[test]
 fn a_repair_that_is_killed_again_and_again_loses_nothing() {
+    const ACCEPTED: &str = " --accept-directory renamed --accept-directory also-renamed";
     let kills = std::env::var("HUSHFS_TESTS_KILLS").map_or(12, |text| text.parse().unwrap());
     let mut sample = Sample::new();
     for i in 0..20 {
@@ -751,27 +1036,14 @@ fn a_repair_that_is_killed_again_and_again_loses_nothing() {
         fs::write(sample.vault().join(format!("stranger-{i}.txt")), "someone's").unwrap();
     }
     let broken = sample.place.path("broken");
-    let copy = |from: &Path, to: &Path| {
-        let _ = fs::remove_dir_all(to);
-        assert!(
-            std::process::Command::new("cp")
-                .arg("-a")
-                .arg(from)
-                .arg(to)
-                .status()
-                .unwrap()
-                .success()
-        );
-    };
     copy(&sample.vault(), &broken);
     let mut rng = 12345_u64;
     for kill in 0..kills {
         copy(&broken, &sample.vault());
         // Killed until it gets through.
         for attempt in 0.. {
-            let mut command = sample
-                .place
-                .command(&["fsck", "--repair", "--key-file", "key", "vault"]);
+            let words = format!("fsck --repair{ACCEPTED} --key-file key vault");
+            let mut command = sample.place.command(&words.split(' ').collect::<Vec<_>>());
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             if attempt < 20 {
@@ -782,7 +1054,7 @@ fn a_repair_that_is_killed_again_and_again_loses_nothing() {
                 break;
             }
         }
-        let told = sample.run("fsck --repair");
+        let told = sample.run(&format!("fsck --repair{ACCEPTED}"));
         assert!(matches!(told.code, 0 | 1), "kill {kill}: {}", told.out);
         for check in ["fsck", "verify"] {
             let clean = sample.run(check);

@@ -7,7 +7,7 @@ use crate::{
     backing::Storage,
     crypto::{TAG_SIZE, seal::BlockSum},
     format::preamble::State,
-    units::BlockIndex,
+    units::{BlockIndex, PlainSize},
 };
 
 impl<S: Storage> Content<S> {
@@ -32,9 +32,10 @@ impl<S: Storage> Content<S> {
         self.layout.block_count(self.size())
     }
 
-    /// Tells whether a cut inside a block was interrupted, and is to be finished.
-    pub fn is_being_cut(&self) -> bool {
-        self.state.read().preamble.cutting
+    /// Returns the size that the file gets by a cut inside a block that was interrupted, and is to be finished.
+    pub fn being_cut_to(&self) -> Option<PlainSize> {
+        let state = self.state.read();
+        state.preamble.cutting.then_some(state.preamble.plain_size)
     }
 
     /// Reads and authenticates some blocks; returns what they add to the sum. `progress` hears of bytes of plaintext passed, `damaged` of each block that

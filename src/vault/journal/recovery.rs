@@ -52,6 +52,37 @@ fn journals(root: &Dir) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
+/// Returns the names of journals that are copies from elsewhere: what they have is in no data file yet, unless that was sealed since.
+///
+/// # Errors
+///
+/// What reading a journal gives.
+pub fn copies(vault: &Vault, root: &Dir) -> io::Result<Vec<String>> {
+    let mut copies = Vec::new();
+    for name in journals(root)? {
+        let file = root.open_file(&name, true)?;
+        let mut bytes = vec![0; JOURNAL_HEADER_SIZE];
+        let got = file.read_at(&mut bytes, 0)?;
+        bytes.truncate(got);
+        if let Some(header) = header_of(vault, &bytes)
+            && is_copy(&header, &file)?
+        {
+            copies.push(name);
+        }
+    }
+    Ok(copies)
+}
+
+/// Returns the header of a journal, if it was begun and is of this vault.
+fn header_of(vault: &Vault, bytes: &[u8]) -> Option<JournalHeader> {
+    let header = JournalHeader::decode(bytes, &vault.journal_key()).ok()?;
+    (header.vault == vault.id()).then_some(header)
+}
+
+fn is_copy(header: &JournalHeader, file: &BackingFile) -> io::Result<bool> {
+    Ok(header.place != file.place()?.into())
+}
+
 /// Writes what is in a vault's journals to its data files, durably, and removes them. Nobody else may use the vault meanwhile.
 ///
 /// `copied` applies journals that are not where they were made: for a vault that was copied as a crash had left it.
@@ -66,16 +97,13 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool) -> io::Result<Recovered>
         let file = root.open_file(&name, true)?;
         let bytes = read(&file)?;
         let key = vault.journal_key();
-        let header = match JournalHeader::decode(&bytes, &key) {
-            Ok(header) if header.vault == vault.id() => header,
-            // Made and not begun before a crash, or nothing of this vault's: no entry of it was ever relied on.
-            _ => {
-                log::info!("{name} was never begun, or is not of this vault: removed");
-                root.unlink(&name)?;
-                continue;
-            }
+        // Made and not begun before a crash, or nothing of this vault's: no entry of it was ever relied on.
+        let Some(header) = header_of(vault, &bytes) else {
+            log::info!("{name} was never begun, or is not of this vault: removed");
+            root.unlink(&name)?;
+            continue;
         };
-        if !copied && header.place != file.place()?.into() {
+        if !copied && is_copy(&header, &file)? {
             log::warn!("{name} is a copy from elsewhere, and is left alone");
             recovered.foreign += 1;
             continue;
