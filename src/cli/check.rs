@@ -5,7 +5,7 @@ mod resume;
 use std::{
     num::NonZeroUsize,
     os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
