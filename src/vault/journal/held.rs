@@ -400,8 +400,7 @@ impl<S: Storage> Journaled<S> {
         // Before the sync: what is written over from now on may be what the sync makes durable.
         self.note_durable()?;
         let changed = self.held.changed_in_place.swap(false, Ordering::AcqRel);
-        self.held
-            .noted(sync(changed))
+        self.noted(sync(changed))
             .inspect_err(|_| self.held.changed_in_place.store(true, Ordering::Release))
     }
 
@@ -412,8 +411,16 @@ impl<S: Storage> Journaled<S> {
     /// What `sync` gives; EIO after any sync of the file has failed.
     pub fn sync_in_place(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let _syncing = self.held.syncing.lock();
-        self.held.noted(sync())?;
+        self.noted(sync())?;
         self.held.check_trusted()
+    }
+
+    /// Notes whether a sync has failed that the journal relies on. Without one, what was synced before is in the data file all the same.
+    fn noted(&self, synced: io::Result<()>) -> io::Result<()> {
+        match &self.journal {
+            Some(_) => self.held.noted(synced),
+            None => synced,
+        }
     }
 
     /// Tells whether a sync of the data file has failed, after which it may not have what can be read from it.

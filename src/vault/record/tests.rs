@@ -225,14 +225,20 @@ fn a_record_cut_at_any_byte_is_read_as_far_as_it_goes() {
     }
 }
 
-#[test]
-fn a_changed_record_is_said_and_put_aside() {
-    let bench = Bench::new();
+/// Begins a record, and notes three files in as many batches.
+fn with_three_files(bench: &Bench) -> Record {
     let (record, _) = bench.open();
     for file in 1..4 {
         record.note(&seen(file, 3, file.into()));
         write(&record);
     }
+    record
+}
+
+#[test]
+fn a_changed_record_is_said_and_put_aside() {
+    let bench = Bench::new();
+    with_three_files(&bench);
     let whole = fs::read(bench.file()).unwrap();
     let places = (0..whole.len()).filter(|i| !(8..10).contains(i));
     // A count with its highest bit changed makes of the first batch one that goes on behind the end, as if it had never been finished.
@@ -281,11 +287,7 @@ fn who_only_looks_begins_no_record_and_changes_none() {
 #[test]
 fn a_record_that_was_cut_meanwhile_is_kept_and_written_anew_with_all_that_is_known() {
     let bench = Bench::new();
-    let (record, _) = bench.open();
-    for file in 1..4 {
-        record.note(&seen(file, 3, file.into()));
-        write(&record);
-    }
+    let record = with_three_files(&bench);
     let whole = fs::read(bench.file()).unwrap();
     let mut changed = whole.clone();
     changed[80 + 5] ^= 0x80;
