@@ -277,13 +277,10 @@ impl VaultFile {
     /// What the backing filesystem gives.
     pub fn sync_unasked(&self, with_attributes: bool) -> io::Result<()> {
         let changes = self.changes();
-        let sync = || match with_attributes {
-            true => self.file.sync_all(),
-            false => self.file.sync_data(),
-        };
-        let synced = match self.content() {
-            Some(content) => content.storage().sync_in_place(sync),
-            None => sync(),
+        let synced = if with_attributes {
+            self.file.sync_all()
+        } else {
+            self.file.sync_data()
         };
         if synced.is_err() && changes > self.durable_changes.load(Ordering::Acquire) {
             self.error_untold.store(true, Ordering::Release);
@@ -336,9 +333,8 @@ impl VaultFile {
     /// Begins sealing, as [`Content::begin_seal`]; nothing for a file of which something may be lost although it can be read: a sync has failed, after
     /// which the kernel takes for written what it could not write, and the next sync succeeds (fsync(2); ext4 and XFS). A seal would say that it is there.
     pub fn begin_seal(&self) -> Option<SealTicket> {
-        let content = self.content()?;
-        let is_in_doubt = || self.changes_lost.load(Ordering::Acquire) || content.storage().is_in_doubt();
-        content.begin_seal().filter(|_| !is_in_doubt())
+        let ticket = self.content()?.begin_seal();
+        ticket.filter(|_| !self.changes_lost.load(Ordering::Acquire))
     }
 
     /// Notes that attributes or names were changed: a sync of more than the data has to reach the data file itself.

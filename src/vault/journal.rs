@@ -10,8 +10,6 @@
 //! 1. before the commit is durable: the old blocks, all of them whole. Nobody was told that the new ones are safe.
 //! 2. after it, before or while the data files are written: the journal has every new block whole, and recovery writes them again.
 //! 3. while data files are synced for a checkpoint: the same. The journal begins anew only when all of them are durable.
-//!    A data file that did not sync may lack what the journal has of it, whatever the next sync says (fsync(2)): the journal does not begin anew until
-//!    the next mount has written all of it again.
 //! 4. while the journal begins anew: its header is smaller than a sector, so it is the old one (as 3) or the new one, which no group is of yet.
 //! 5. during recovery: as 2, since recovery begins with the first entry again. It removes the journal when all is durable.
 //! 6. after a file has lost its last name: a crash may give it back, with what was synced. So its entries stay, and a checkpoint syncs it too, or the
@@ -232,8 +230,6 @@ struct Open<S> {
     live: HashMap<DataFile, Arc<Held<S>>>,
     /// There were others, whose last names went. Until that is durable a crash gives them back, and they have to be as they were synced.
     had_removed: bool,
-    /// The last sync of the filesystem has failed, and the next may succeed all the same.
-    filesystem_failed: bool,
     /// A crash leaves the journal and the groups in it; before the first commit it is as if there were none.
     is_settled: bool,
     /// A write failed: what is in the file behind the last group is unknown.
@@ -402,7 +398,6 @@ impl<S: Storage> Journal<S> {
                         sequence: 0,
                         live: HashMap::new(),
                         had_removed: false,
-                        filesystem_failed: false,
                         is_settled: false,
                         broken: false,
                     };
@@ -582,29 +577,19 @@ impl<S: Storage> Open<S> {
         for file in self.live.values() {
             file.complete()?;
         }
-        self.sync_data_files(home)?;
+        let at_once = self.had_removed || (self.live.len() > SYNC_ONE_BY_ONE_MAX && home.can_sync_filesystem());
+        match at_once.then(|| home.sync_filesystem()) {
+            Some(Ok(())) => {}
+            Some(Err(error)) if self.had_removed => return Err(error),
+            // Where the whole does not sync, each file says whether it is the one.
+            _ => self.live.values().try_for_each(|file| file.sync())?,
+        }
         self.begin_anew(key)?;
-        (self.had_removed, self.filesystem_failed) = (false, false);
+        self.had_removed = false;
         for (_, file) in self.live.drain() {
             file.note_checkpoint();
         }
         Ok(())
-    }
-
-    fn sync_data_files(&mut self, home: &dyn JournalHome<S>) -> io::Result<()> {
-        if self.had_removed || (self.live.len() > SYNC_ONE_BY_ONE_MAX && home.can_sync_filesystem()) {
-            self.live.values().try_for_each(|file| file.check_trusted())?;
-            match home.sync_filesystem() {
-                Ok(()) if !self.filesystem_failed => return Ok(()),
-                Err(error) if self.had_removed => {
-                    self.filesystem_failed = true;
-                    return Err(error);
-                }
-                // Each file says whether it is the one.
-                _ => {}
-            }
-        }
-        self.live.values().try_for_each(|file| file.sync())
     }
 
     fn begin_anew(&mut self, key: &MacKey) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, mem, ops::Range};
 
-use rustix::{fs::Timespec, io::Errno};
+use rustix::fs::Timespec;
 
 use super::{Journal, Taken, What};
 use crate::{
@@ -63,10 +63,6 @@ pub(super) struct Held<S> {
     changed_in_place: AtomicBool,
     /// Held while the data file is synced.
     syncing: Mutex<()>,
-    /// A sync of the data file has failed: what was written to it may be lost, although it can be read and the next sync succeeds (fsync(2)).
-    in_doubt: AtomicBool,
-    /// It was a sync for the journal's sake, and nobody was told.
-    error_untold: AtomicBool,
     /// More was written to the data file than `state.durable` says.
     has_grown: AtomicBool,
 }
@@ -226,34 +222,9 @@ impl<S: Storage> Held<S> {
         Ok(())
     }
 
-    /// Makes the data file durable, so that the journal may begin anew.
-    ///
-    /// # Errors
-    ///
-    /// What fdatasync(2) gives, now or in an earlier sync: only the next mount writes again what the journal has.
+    /// Makes the data file durable.
     pub fn sync(&self) -> io::Result<()> {
-        let _syncing = self.syncing.lock();
-        self.check_trusted()?;
-        self.noted(self.storage.sync_data()).inspect_err(|error| {
-            self.error_untold.store(true, Ordering::Release);
-            log::error!(
-                "file {}: a sync has failed: {error}: the journal keeps what it has until the next mount",
-                self.file
-            );
-        })
-    }
-
-    /// Refuses a file that is not known to have what was written to it.
-    pub fn check_trusted(&self) -> io::Result<()> {
-        match self.in_doubt.load(Ordering::Acquire) {
-            true => Err(Errno::IO.into()),
-            false => Ok(()),
-        }
-    }
-
-    /// Notes whether a sync of the data file has failed, before another that succeeds can be taken for it.
-    fn noted(&self, synced: io::Result<()>) -> io::Result<()> {
-        synced.inspect_err(|_| self.in_doubt.store(true, Ordering::Release))
+        self.storage.sync_data()
     }
 
     /// Notes that the journal has nothing of this file any more.
@@ -347,8 +318,6 @@ impl<S: Storage> Journaled<S> {
                 is_holding: AtomicBool::new(false),
                 changed_in_place: AtomicBool::new(true),
                 syncing: Mutex::default(),
-                in_doubt: AtomicBool::new(false),
-                error_untold: AtomicBool::new(false),
                 has_grown: AtomicBool::new(false),
             }),
             journal,
@@ -390,42 +359,14 @@ impl<S: Storage> Journaled<S> {
     ///
     /// # Errors
     ///
-    /// What the journal or `sync` gives; EIO after a sync for the journal's sake has failed.
+    /// What the journal or `sync` gives.
     pub fn sync_with(&self, sync: impl FnOnce(bool) -> io::Result<()>) -> io::Result<()> {
         self.commit_held()?;
         let _syncing = self.held.syncing.lock();
-        if self.held.error_untold.swap(false, Ordering::AcqRel) {
-            return Err(Errno::IO.into());
-        }
         // Before the sync: what is written over from now on may be what the sync makes durable.
         self.note_durable()?;
         let changed = self.held.changed_in_place.swap(false, Ordering::AcqRel);
-        self.noted(sync(changed))
-            .inspect_err(|_| self.held.changed_in_place.store(true, Ordering::Release))
-    }
-
-    /// Calls `sync`, which makes the data file durable with what is in it.
-    ///
-    /// # Errors
-    ///
-    /// What `sync` gives; EIO after any sync of the file has failed.
-    pub fn sync_in_place(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let _syncing = self.held.syncing.lock();
-        self.noted(sync())?;
-        self.held.check_trusted()
-    }
-
-    /// Notes whether a sync has failed that the journal relies on. Without one, what was synced before is in the data file all the same.
-    fn noted(&self, synced: io::Result<()>) -> io::Result<()> {
-        match &self.journal {
-            Some(_) => self.held.noted(synced),
-            None => synced,
-        }
-    }
-
-    /// Tells whether a sync of the data file has failed, after which it may not have what can be read from it.
-    pub fn is_in_doubt(&self) -> bool {
-        self.held.in_doubt.load(Ordering::Acquire)
+        sync(changed).inspect_err(|_| self.held.changed_in_place.store(true, Ordering::Release))
     }
 
     /// Notes that all there is may be durable from now on.

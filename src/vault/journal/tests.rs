@@ -57,8 +57,6 @@ struct Inner {
     lengths: Vec<usize>,
     /// Changes that still succeed.
     changes_left: Option<usize>,
-    /// The next sync fails, and loses what it should have made durable (fsync(2)): it can still be read.
-    fails_to_sync: bool,
 }
 
 impl Inner {
@@ -206,9 +204,6 @@ impl Storage for DiskFile {
         let mut inner = self.inner();
         inner.change()?;
         let pages = mem::take(&mut inner.pages);
-        if mem::take(&mut inner.fails_to_sync) {
-            return Err(io::Error::other("bad disk"));
-        }
         let len = inner.bytes.len();
         inner.durable.resize(len, 0);
         for page in pages.into_keys() {
@@ -263,19 +258,7 @@ impl JournalHome<DiskFile> for SmallHome {
         if self.others.is_empty() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        for file in &self.others {
-            let mut inner = file.inner();
-            if inner.fails_to_sync && !inner.pages.is_empty() {
-                // Who syncs the file is told too, the next sync of the filesystem is not.
-                inner.pages.clear();
-                return Err(io::Error::other("bad disk"));
-            }
-            let fails_to_sync = mem::take(&mut inner.fails_to_sync);
-            drop(inner);
-            file.sync_data()?;
-            file.inner().fails_to_sync = fails_to_sync;
-        }
-        Ok(())
+        self.others.iter().try_for_each(DiskFile::sync_data)
     }
 
     fn can_sync_filesystem(&self) -> bool {
@@ -650,68 +633,6 @@ fn what_is_held_of_a_file_without_a_name_goes_when_it_is_closed() {
     assert!(disk.inner().bytes == before);
     assert_eq!(journal.held.load(Ordering::Relaxed), 0);
     assert!(journal.waiting.lock().is_empty());
-}
-
-/// A sync that a file loses what was written to it by.
-#[derive(Clone, Copy, Debug)]
-enum Failing {
-    Checkpoint,
-    CheckpointOfAll,
-    Asked,
-    Unasked,
-}
-
-#[test]
-fn a_file_that_did_not_sync_keeps_what_the_journal_has_of_it() {
-    use Failing::*;
-    for failing in [Checkpoint, CheckpointOfAll, Asked, Unasked] {
-        let (log, disk) = (DiskFile::default(), DiskFile::default());
-        let others = matches!(failing, CheckpointOfAll).then(|| disk.clone());
-        let journal = journal_beside(&log, Vec::from_iter(others));
-        let mut files = [Tracked::on(disk, 1, &journal), Tracked::new(2, &journal)];
-        for seed in [3, 5] {
-            for file in &mut files {
-                act(file, &journal, &Op::Write(0, 3 * PAGE, seed));
-                act(file, &journal, &Op::Sync);
-            }
-        }
-        let [file, removed] = &files;
-        if let CheckpointOfAll = failing {
-            journal.was_removed(removed.disk.inode().unwrap());
-            journal.let_go_of_removed();
-        }
-        file.disk.inner().fails_to_sync = true;
-        let storage = file.content.storage();
-        let failed = match failing {
-            Checkpoint | CheckpointOfAll => journal.checkpoint(),
-            Asked => storage.sync_with(|_| file.disk.sync_data()),
-            Unasked => storage.sync_in_place(|| file.disk.sync_data()),
-        };
-        failed.unwrap_err();
-        for _ in 0..2 {
-            journal.checkpoint().unwrap_err();
-        }
-        let mut chance = Chance(1);
-        log.lose_power(&mut chance);
-        files.iter().for_each(|file| file.disk.lose_power(&mut chance));
-        recover(&files, &log, None, &mut chance);
-        let file = &mut files[0];
-        file.content = open(1, &file.disk, &journal).unwrap();
-        assert!(file.check() == file.now, "{failing:?}");
-    }
-}
-
-#[test]
-fn a_sync_that_failed_for_the_journals_sake_is_told_to_who_syncs_next_and_to_the_sealer() {
-    let (journal, disk, content) = with_a_durable_block();
-    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
-    disk.inner().fails_to_sync = true;
-    journal.checkpoint().unwrap_err();
-    let storage = content.storage();
-    storage.sync_in_place(|| Ok(())).unwrap_err();
-    assert!(storage.is_in_doubt());
-    storage.sync_data().unwrap_err();
-    storage.sync_data().unwrap();
 }
 
 /// Makes a file with a block that is durable.
