@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsStr,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +12,9 @@ use super::{
     args::{RecordAcceptArgs, RecordArgs, RecordForgetArgs, RecordShowArgs, RollbackArg},
     error::CliError,
     info::print_json,
-    open, print, text,
+    open,
+    outside::is_inside,
+    print, text,
 };
 use crate::{
     format::FormatError,
@@ -49,22 +50,7 @@ fn directory(named: Option<&Path>, vault: &Path) -> CliResult<PathBuf> {
         Some(path) if !path.as_os_str().is_empty() => path.to_owned(),
         _ => default_directory().ok_or(CliError::WhichRecord)?,
     };
-    let mut existing = path.as_path();
-    while !existing.exists()
-        && let Some(parent) = existing.parent()
-    {
-        existing = parent;
-    }
-    let existing = if existing.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        existing
-    };
-    let is_inside = match (fs::canonicalize(existing), fs::canonicalize(vault)) {
-        (Ok(existing), Ok(vault)) => existing.starts_with(vault),
-        _ => false,
-    };
-    if is_inside {
+    if is_inside(&path, vault) {
         return Err(CliError::RecordInVault { path });
     }
     Ok(path)

@@ -174,7 +174,7 @@ pub struct Policy(Vec<Statement>);
 struct Statement {
     denies: bool,
     principals: Principals,
-    /// Patterns. A statement without any, or without a resource, says nothing; AWS takes it so.
+    /// Patterns, in small letters. A statement without any, or without a resource, says nothing; AWS takes it so.
     actions: Vec<String>,
     conditions: Vec<Condition>,
 }
@@ -289,15 +289,10 @@ impl Policy {
     }
 }
 
-/// Tells whether a pattern of a policy is for an action.
-fn names(pattern: &str, action: &str) -> bool {
-    is_like(&action.to_ascii_lowercase(), &pattern.to_ascii_lowercase())
-}
-
-/// Tells whether a pattern is for any action at all: one with a slip in it would allow, or deny, nothing.
+/// Tells whether a pattern in small letters is for any action at all: one with a slip in it would allow, or deny, nothing.
 fn names_an_action(pattern: &str) -> bool {
     let mut known = action::ALL.iter().chain(&action::ELSEWHERE);
-    known.any(|action| names(pattern, action))
+    known.any(|action| is_like(&action.to_ascii_lowercase(), pattern))
 }
 
 impl Statement {
@@ -324,6 +319,7 @@ impl Statement {
             }
         }
         let actions = actions.filter(|_| has_resource).unwrap_or_default();
+        let actions: Vec<_> = actions.iter().map(|pattern| pattern.to_ascii_lowercase()).collect();
         if !actions.iter().all(|pattern| names_an_action(pattern)) {
             return Err("Action");
         }
@@ -336,7 +332,8 @@ impl Statement {
     }
 
     fn matches(&self, principal: &Principal, action: &str, context: Option<&Context>) -> bool {
-        let names_action = |pattern: &String| names(pattern, action);
+        let action = action.to_ascii_lowercase();
+        let names_action = |pattern: &String| is_like(&action, pattern);
         self.principals.matches(principal)
             && self.actions.iter().any(names_action)
             && self.conditions.iter().all(|condition| condition.holds(context))
