@@ -379,6 +379,7 @@ impl Fs {
         if let Some(journal) = &self.journal {
             // A seal speaks of what is in the data file.
             journal.commit()?;
+            journal.settle_doubts()?;
         }
         let at_once = self.syncs_at_once && candidates.len() + renamed.len() > SYNC_ONE_BY_ONE_MAX;
         // Where the whole does not sync, each file says whether it is the one.
@@ -462,6 +463,16 @@ impl Fs {
         if file.header_needs_sync() {
             // It went to another directory meanwhile, and what is sealed must open after a crash.
             self.seal_queue.push(&node);
+            return;
+        }
+        if file.is_in_doubt() {
+            // The journal has it, and writes it again.
+            self.seal_queue.push(&node);
+            return;
+        }
+        if file.may_have_lost_changes() {
+            drop(link);
+            self.keep_unused(node);
             return;
         }
         let sealed = (|| -> FsResult<bool> {

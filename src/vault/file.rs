@@ -240,21 +240,18 @@ impl VaultFile {
     ///
     /// What the journal or the backing filesystem gives; EIO after a [`sync_unasked`](Self::sync_unasked) that has failed.
     pub fn sync(&self, data_only: bool) -> io::Result<()> {
-        if self.error_untold.swap(false, Ordering::AcqRel) {
-            return Err(Errno::IO.into());
-        }
         let changes = self.changes();
-        let Some(storage) = self
+        let journaled = self
             .content()
             .map(Content::storage)
-            .filter(|storage| storage.is_journaled())
-        else {
+            .filter(|storage| storage.is_journaled());
+        let Some(storage) = journaled else {
             let synced = if data_only {
                 self.file.sync_data()
             } else {
                 self.file.sync_all()
             };
-            return self.was_synced(changes, synced);
+            return self.was_synced(changes, self.with_untold(synced));
         };
         storage.sync_with(|data_changed| {
             let attributes_changed = !data_only && self.attributes_changed.swap(false, Ordering::AcqRel);
@@ -263,10 +260,21 @@ impl VaultFile {
                 (false, true) => self.file.sync_data(),
                 (false, false) => Ok(()),
             };
-            self.was_synced(changes, synced).inspect_err(|_| {
+            self.was_synced(changes, self.with_untold(synced)).inspect_err(|_| {
                 self.attributes_changed.fetch_or(attributes_changed, Ordering::AcqRel);
             })
         })
+    }
+
+    /// Returns how a sync went that someone asked for: not well where one before it has failed of which nobody was told.
+    fn with_untold(&self, synced: io::Result<()>) -> io::Result<()> {
+        let by_journal = self
+            .content()
+            .is_some_and(|content| content.storage().take_untold_failure());
+        if self.error_untold.swap(false, Ordering::AcqRel) || by_journal {
+            return synced.and(Err(Errno::IO.into()));
+        }
+        synced
     }
 
     /// Makes the data file durable with what is in it, and if asked to with attributes and names, not what the journal alone has; for who does so unasked:
@@ -277,15 +285,34 @@ impl VaultFile {
     /// What the backing filesystem gives.
     pub fn sync_unasked(&self, with_attributes: bool) -> io::Result<()> {
         let changes = self.changes();
-        let synced = if with_attributes {
-            self.file.sync_all()
-        } else {
-            self.file.sync_data()
+        let sync = || {
+            let synced = if with_attributes {
+                self.file.sync_all()
+            } else {
+                self.file.sync_data()
+            };
+            if synced.is_err() && changes > self.durable_changes.load(Ordering::Acquire) {
+                self.error_untold.store(true, Ordering::Release);
+            }
+            self.was_synced(changes, synced)
         };
-        if synced.is_err() && changes > self.durable_changes.load(Ordering::Acquire) {
-            self.error_untold.store(true, Ordering::Release);
-        }
-        self.was_synced(changes, synced)
+        let storage = self.content().map(Content::storage);
+        storage.map_or_else(sync, |storage| storage.sync_in_place(sync))
+    }
+
+    /// Tells whether there may be less in the data file than the journal has of it, since a sync has failed.
+    pub fn is_in_doubt(&self) -> bool {
+        self.content().is_some_and(|content| content.storage().is_in_doubt())
+    }
+
+    /// Tells whether changes may be lost although they can be read: a sync has failed, after which the kernel takes for written what it could not write,
+    /// and the next sync succeeds (fsync(2); ext4 and XFS). A seal would say that they are there.
+    pub fn may_have_lost_changes(&self) -> bool {
+        let is_untold = || {
+            self.content()
+                .is_some_and(|content| content.storage().has_untold_failure())
+        };
+        self.changes_lost.load(Ordering::Acquire) || is_untold()
     }
 
     /// Makes the header in a directory durable, not its name.
@@ -330,11 +357,10 @@ impl VaultFile {
         synced
     }
 
-    /// Begins sealing, as [`Content::begin_seal`]; nothing for a file of which something may be lost although it can be read: a sync has failed, after
-    /// which the kernel takes for written what it could not write, and the next sync succeeds (fsync(2); ext4 and XFS). A seal would say that it is there.
+    /// Begins sealing, as [`Content::begin_seal`]; nothing for a file that [may have lost changes](Self::may_have_lost_changes).
     pub fn begin_seal(&self) -> Option<SealTicket> {
         let ticket = self.content()?.begin_seal();
-        ticket.filter(|_| !self.changes_lost.load(Ordering::Acquire))
+        ticket.filter(|_| !self.may_have_lost_changes())
     }
 
     /// Notes that attributes or names were changed: a sync of more than the data has to reach the data file itself.

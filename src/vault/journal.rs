@@ -16,8 +16,12 @@
 //!    removal. What is held of it when it is closed is dropped.
 //! 7. at the end of a mount: the journal is removed after a checkpoint; left there by a crash it is of a generation without groups.
 //!
+//! A data file that could not be synced may have lost what the journal has of it, though the next sync succeeds: until that is written again ([`again`]),
+//! and synced, the journal does not begin anew and the file is not sealed. A crash meanwhile is as 2.
+//!
 //! Entries apply in their order. What may not overtake an entry waits for its commit: a write behind the durable end, a truncation, a freed range.
 
+mod again;
 mod held;
 pub mod recovery;
 #[cfg(test)]
@@ -39,7 +43,7 @@ use crate::{
     backing::{BackingFile, Dir, Storage},
     crypto::keys::MacKey,
     format::{
-        journal::{Change, EntryFile, FIRST_GROUP, GroupWriter, JournalHeader, JournalPlace},
+        journal::{Change, EntryFile, FIRST_GROUP, GroupWriter, JournalHeader, JournalPlace, decode_groups},
         name,
     },
     ids::{FileId, VaultId},
@@ -200,6 +204,8 @@ pub struct Journal<S> {
     waiting: Mutex<Vec<Arc<Held<S>>>>,
     /// The inode numbers of files without a name that were closed since it was last looked.
     removed: Mutex<HashSet<u64>>,
+    /// Data files of which a sync has failed: what the journal has of them may be in none of their pages any more.
+    in_doubt: Mutex<HashSet<DataFile>>,
     /// Held through a commit: one at a time.
     log: Mutex<Log<S>>,
     /// Ends the thread that commits what nobody else does.
@@ -273,6 +279,15 @@ impl<S> Journal<S> {
     pub fn was_removed(&self, inode: u64) {
         self.removed.lock().insert(inode);
     }
+
+    /// Notes that a sync of a data file has failed.
+    fn doubt(&self, file: DataFile) {
+        self.in_doubt.lock().insert(file);
+    }
+
+    fn is_in_doubt(&self, file: DataFile) -> bool {
+        self.in_doubt.lock().contains(&file)
+    }
 }
 
 impl<S: Storage> Journal<S> {
@@ -289,6 +304,7 @@ impl<S: Storage> Journal<S> {
             is_without_room: AtomicBool::new(false),
             waiting: Mutex::default(),
             removed: Mutex::default(),
+            in_doubt: Mutex::default(),
             log: Mutex::new(Log {
                 open: None,
                 committed: 0,
@@ -312,7 +328,7 @@ impl<S: Storage> Journal<S> {
                 }
             }
             self.let_go_of_removed();
-            match self.commit() {
+            match self.commit().and_then(|()| self.settle_doubts()) {
                 Ok(()) => failed = false,
                 // Those who sync are told. Once is enough for the log.
                 Err(error) if !failed => {
@@ -500,7 +516,7 @@ impl<S: Storage> Journal<S> {
     /// Writes a group behind the others, or where there is no room or too much to sync as the first of a journal that begins anew.
     fn append(&self, open: &mut Open<S>, mut group: GroupWriter) -> io::Result<()> {
         if open.broken || open.at + group.size() > open.size || open.live.len() >= self.files_max {
-            open.checkpoint(&self.key, &*self.home)?;
+            open.checkpoint(self)?;
             group.restart(open.header.generation);
         }
         open.append(group, &self.key, &*self.home)
@@ -515,9 +531,24 @@ impl<S: Storage> Journal<S> {
         self.commit()?;
         let mut log = self.log.lock();
         match &mut log.open {
-            Some(open) if open.at > FIRST_GROUP => open.checkpoint(&self.key, &*self.home),
-            _ => Ok(()),
+            Some(open) if open.at > FIRST_GROUP => open.checkpoint(self),
+            _ => {
+                self.in_doubt.lock().clear();
+                Ok(())
+            }
         }
+    }
+
+    /// Has data files of which a sync has failed be as the journal has them, durably.
+    ///
+    /// # Errors
+    ///
+    /// What reading the journal, writing or syncing gives; they stay in doubt then.
+    pub fn settle_doubts(&self) -> io::Result<()> {
+        if self.in_doubt.lock().is_empty() {
+            return Ok(());
+        }
+        self.checkpoint()
     }
 
     /// Ends the journal: everything stands in the data files, durably.
@@ -573,21 +604,58 @@ impl<S: Storage> Open<S> {
         }
     }
 
-    fn checkpoint(&mut self, key: &MacKey, home: &dyn JournalHome<S>) -> io::Result<()> {
+    fn checkpoint(&mut self, journal: &Journal<S>) -> io::Result<()> {
         for file in self.live.values() {
             file.complete()?;
         }
-        let at_once = self.had_removed || (self.live.len() > SYNC_ONE_BY_ONE_MAX && home.can_sync_filesystem());
-        match at_once.then(|| home.sync_filesystem()) {
-            Some(Ok(())) => {}
-            Some(Err(error)) if self.had_removed => return Err(error),
-            // Where the whole does not sync, each file says whether it is the one.
-            _ => self.live.values().try_for_each(|file| file.sync())?,
+        let is_many = self.live.len() > SYNC_ONE_BY_ONE_MAX && journal.home.can_sync_filesystem();
+        let at_once = self.had_removed || is_many;
+        if at_once && let Err(error) = journal.home.sync_filesystem() {
+            // It does not say of which, nor a second time.
+            self.live.keys().for_each(|&id| journal.doubt(id));
+            if self.had_removed {
+                return Err(error);
+            }
         }
-        self.begin_anew(key)?;
+        if !at_once {
+            for (&id, file) in &self.live {
+                file.sync().unwrap_or_else(|error| {
+                    log::warn!(
+                        "file {}: a sync has failed: {error}: what the journal has of it is written again",
+                        id.0
+                    );
+                    journal.doubt(id);
+                });
+            }
+        }
+        self.write_again(journal)?;
+        self.begin_anew(&journal.key)?;
         self.had_removed = false;
+        journal.in_doubt.lock().clear();
         for (_, file) in self.live.drain() {
             file.note_checkpoint();
+        }
+        Ok(())
+    }
+
+    /// Has data files that are in doubt be as the journal has them, durably.
+    fn write_again(&self, journal: &Journal<S>) -> io::Result<()> {
+        let in_doubt: Vec<_> = self.live.iter().filter(|(id, _)| journal.is_in_doubt(**id)).collect();
+        if in_doubt.is_empty() {
+            return Ok(());
+        }
+        let mut groups = vec![0; (self.at - FIRST_GROUP) as usize];
+        let got = self.storage.read_at(&mut groups, FIRST_GROUP)?;
+        let entries = decode_groups(&groups[..got], self.header.generation, &journal.key).map_err(io::Error::other)?;
+        for (&id, file) in in_doubt {
+            let own = entries.iter().filter(|entry| (entry.file.file, entry.file.inode) == id);
+            file.write_again(&own.copied().collect::<Vec<_>>(), self.header.generation)?;
+            // Before the sync, which may be the next to fail: the mark is then of someone else's.
+            journal.in_doubt.lock().remove(&id);
+            file.sync().inspect_err(|_| journal.doubt(id))?;
+            if journal.is_in_doubt(id) {
+                return Err(Errno::IO.into());
+            }
         }
         Ok(())
     }

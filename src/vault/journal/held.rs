@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, io, mem, ops::Range};
 
 use rustix::fs::Timespec;
 
-use super::{Journal, Taken, What};
+use super::{Journal, Taken, What, again::write_again};
 use crate::{
     backing::{ShortWrite, Storage},
     format::{
-        journal::EntryFile,
+        journal::{Entry, EntryFile},
         layout::{Layout, PREAMBLE_SIZE},
         preamble::UnverifiedPreamble,
     },
@@ -61,8 +61,10 @@ pub(super) struct Held<S> {
     is_holding: AtomicBool,
     /// The data file was changed since it was synced, other than by what the journal has.
     changed_in_place: AtomicBool,
-    /// Held while the data file is synced.
+    /// Held while the data file is synced, sealed, or written again.
     syncing: Mutex<()>,
+    /// A sync that nobody asked for has failed: what was changed in place may be lost, and nobody was told.
+    failure_untold: AtomicBool,
     /// More was written to the data file than `state.durable` says.
     has_grown: AtomicBool,
 }
@@ -89,6 +91,8 @@ struct State {
     failed: Option<io::Error>,
     /// Why it did not take a cut, or the freeing of a range; for who asked for it.
     refused: Option<io::Error>,
+    /// The generation of the journal that has one that it did not take.
+    refused_in: Option<u64>,
 }
 
 impl State {
@@ -177,14 +181,14 @@ impl<S: Storage> Held<S> {
                 What::Zero(offset, len) => {
                     released += state.release(*offset..offset + len, u64::MAX);
                     state.durable = state.durable.max(offset + len);
-                    state.refused = self.storage.punch(*offset, *len).err();
+                    state.refuse(self.storage.punch(*offset, *len), generation);
                 }
                 What::SetLen(len) => {
                     released += state.release(*len..u64::MAX, u64::MAX);
                     state.durable = ALL;
                     state.cut_in = Some(generation);
                     state.reserved = 0;
-                    state.refused = self.storage.set_len(*len).err();
+                    state.refuse(self.storage.set_len(*len), generation);
                 }
             }
         }
@@ -222,9 +226,24 @@ impl<S: Storage> Held<S> {
         Ok(())
     }
 
-    /// Makes the data file durable.
+    /// Makes the data file durable; where that fails, the next who asks for it is told, too, unless the journal has all that may be lost.
     pub fn sync(&self) -> io::Result<()> {
-        self.storage.sync_data()
+        let _syncing = self.syncing.lock();
+        self.storage.sync_data().inspect_err(|_| {
+            let is_lost = self.changed_in_place.load(Ordering::Acquire);
+            self.failure_untold.fetch_or(is_lost, Ordering::AcqRel);
+        })
+    }
+
+    /// Writes again what the journal has of the data file.
+    pub fn write_again(&self, entries: &[Entry<'_>], generation: u64) -> io::Result<()> {
+        let _syncing = self.syncing.lock();
+        if self.state.read().refused_in == Some(generation) {
+            return Err(io::Error::other(
+                "the journal has a change of a file that was refused: only the next mount can apply it",
+            ));
+        }
+        write_again(&self.storage, entries)
     }
 
     /// Notes that the journal has nothing of this file any more.
@@ -238,6 +257,13 @@ impl<S: Storage> Held<S> {
 }
 
 impl State {
+    fn refuse(&mut self, done: io::Result<()>, generation: u64) {
+        self.refused = done.err();
+        if self.refused.is_some() {
+            self.refused_in = Some(generation);
+        }
+    }
+
     /// Lets go of what begins in a range, unless it was written after the number given; returns how many bytes that are.
     fn release(&mut self, range: Range<u64>, number: u64) -> usize {
         let begun = self.runs.range(range).filter(|(_, run)| run.number <= number);
@@ -318,6 +344,7 @@ impl<S: Storage> Journaled<S> {
                 is_holding: AtomicBool::new(false),
                 changed_in_place: AtomicBool::new(true),
                 syncing: Mutex::default(),
+                failure_untold: AtomicBool::new(false),
                 has_grown: AtomicBool::new(false),
             }),
             journal,
@@ -366,7 +393,45 @@ impl<S: Storage> Journaled<S> {
         // Before the sync: what is written over from now on may be what the sync makes durable.
         self.note_durable()?;
         let changed = self.held.changed_in_place.swap(false, Ordering::AcqRel);
-        sync(changed).inspect_err(|_| self.held.changed_in_place.store(true, Ordering::Release))
+        sync(changed).inspect_err(|_| {
+            self.held.changed_in_place.store(true, Ordering::Release);
+            self.doubt();
+        })
+    }
+
+    /// Calls `sync`, which makes the data file durable with what is in it, not what the journal alone has.
+    ///
+    /// # Errors
+    ///
+    /// What `sync` gives.
+    pub fn sync_in_place(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let _syncing = self.held.syncing.lock();
+        sync().inspect_err(|_| self.doubt())
+    }
+
+    /// Notes that a sync has failed.
+    fn doubt(&self) {
+        if let (Some(journal), Ok(inode)) = (&self.journal, self.held.storage.inode()) {
+            journal.doubt((self.held.file, inode));
+        }
+    }
+
+    /// Tells whether there may be less in the data file than the journal has of it: a sync has failed.
+    pub fn is_in_doubt(&self) -> bool {
+        // Without a number nothing of it was ever committed.
+        let inode = self.held.state.read().inode;
+        let in_journal = self.journal.as_ref().zip(inode);
+        in_journal.is_some_and(|(journal, inode)| journal.is_in_doubt((self.held.file, inode)))
+    }
+
+    /// Tells whether a sync that nobody asked for has failed, after which something may be lost, until that was [taken](Self::take_untold_failure).
+    pub fn has_untold_failure(&self) -> bool {
+        self.held.failure_untold.load(Ordering::Acquire)
+    }
+
+    /// Tells so once.
+    pub fn take_untold_failure(&self) -> bool {
+        self.held.failure_untold.swap(false, Ordering::AcqRel)
     }
 
     /// Notes that all there is may be durable from now on.
@@ -529,7 +594,11 @@ impl<S: Storage> Storage for Journaled<S> {
 
     /// Of a file that is durable as it is: for seals, and changes of a sealed file's preamble.
     fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()> {
-        self.in_place(|storage| storage.write_with_mtime(buf, offset, mtime))??;
+        self.commit_held()?;
+        let _syncing = self.held.syncing.lock();
+        let written = self.held.storage.write_with_mtime(buf, offset, mtime);
+        self.held.changed_in_place.store(true, Ordering::Release);
+        written?;
         if let Ok(preamble) = UnverifiedPreamble::decode(buf) {
             self.held.state.write().seal_count = preamble.claimed_seal_count();
         }

@@ -226,7 +226,7 @@ fn look_in(dir: &Dir, wanted: &BTreeSet<DataFile>, copied: bool) -> io::Result<C
     Ok((below, found))
 }
 
-fn preamble_of(file: &BackingFile) -> io::Result<Option<UnverifiedPreamble>> {
+pub(super) fn preamble_of(file: &impl Storage) -> io::Result<Option<UnverifiedPreamble>> {
     let mut bytes = [0; PREAMBLE_SIZE as usize];
     let got = file.read_at(&mut bytes, 0)?;
     Ok(UnverifiedPreamble::decode(&bytes[..got]).ok())

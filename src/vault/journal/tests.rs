@@ -44,9 +44,13 @@ impl Chance {
     }
 }
 
-/// A file on the disk.
+/// A file on the disk, opened once.
 #[derive(Clone, Debug, Default)]
-struct DiskFile(Arc<StdMutex<Inner>>);
+struct DiskFile {
+    inner: Arc<StdMutex<Inner>>,
+    /// Failed syncs that were told to who has it open so: each is told to everyone once.
+    told: Arc<std::sync::atomic::AtomicUsize>,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Inner {
@@ -57,6 +61,9 @@ struct Inner {
     lengths: Vec<usize>,
     /// Changes that still succeed.
     changes_left: Option<usize>,
+    /// Syncs that will fail, and what was to be synced is taken for written; and those that have.
+    failing_syncs: usize,
+    failed_syncs: usize,
 }
 
 impl Inner {
@@ -89,7 +96,7 @@ impl Inner {
 
 impl DiskFile {
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.inner.lock().unwrap()
     }
 
     /// Ends all that was not synced: each page is one of those it has been, and so is the length.
@@ -113,6 +120,27 @@ impl DiskFile {
         inner.bytes.clone_from(&left);
         inner.durable = left;
         inner.changes_left = None;
+        inner.failing_syncs = 0;
+        self.told.store(inner.failed_syncs, Ordering::Relaxed);
+    }
+
+    /// Opens the file once more.
+    fn opened_again(&self) -> Self {
+        DiskFile {
+            inner: self.inner.clone(),
+            told: Arc::new(self.inner().failed_syncs.into()),
+        }
+    }
+
+    /// Has so many syncs fail.
+    fn fail_syncs(&self, count: usize) {
+        self.inner().failing_syncs = count;
+    }
+
+    /// Has the kernel let go of what it takes for written.
+    fn forget(&self) {
+        let inner = &mut *self.inner();
+        inner.bytes.clone_from(&inner.durable);
     }
 }
 
@@ -128,7 +156,7 @@ impl Storage for DiskFile {
     }
 
     fn inode(&self) -> io::Result<u64> {
-        Ok(Arc::as_ptr(&self.0) as u64)
+        Ok(Arc::as_ptr(&self.inner) as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -190,9 +218,8 @@ impl Storage for DiskFile {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        let inner = self.inner();
-        let rest = inner.bytes.get(offset as usize..).unwrap_or_default();
-        Ok(rest.iter().position(|&byte| byte != 0).map(|at| offset + at as u64))
+        // As where a filesystem does not know its holes.
+        Ok((offset < self.len()?).then_some(offset))
     }
 
     fn next_hole(&self, _: u64) -> io::Result<u64> {
@@ -204,6 +231,12 @@ impl Storage for DiskFile {
         let mut inner = self.inner();
         inner.change()?;
         let pages = mem::take(&mut inner.pages);
+        if inner.failing_syncs > 0 {
+            inner.failing_syncs -= 1;
+            inner.failed_syncs += 1;
+            self.told.store(inner.failed_syncs, Ordering::Relaxed);
+            return Err(Errno::IO.into());
+        }
         let len = inner.bytes.len();
         inner.durable.resize(len, 0);
         for page in pages.into_keys() {
@@ -212,6 +245,9 @@ impl Storage for DiskFile {
             durable[start..end].copy_from_slice(&bytes[start..end]);
         }
         inner.lengths.clear();
+        if self.told.swap(inner.failed_syncs, Ordering::Relaxed) < inner.failed_syncs {
+            return Err(Errno::IO.into());
+        }
         Ok(())
     }
 }
@@ -304,6 +340,9 @@ struct Tracked {
     content: OnDisk,
     now: Vec<u8>,
     since: Vec<Vec<u8>>,
+    /// A sync has failed, and who asks for the next is not told yet.
+    may_be_lost: bool,
+    is_untold: bool,
 }
 
 fn open(number: u8, disk: &DiskFile, journal: &Arc<Journal<DiskFile>>) -> Result<OnDisk, ContentError> {
@@ -347,7 +386,21 @@ impl Tracked {
             content,
             now: Vec::new(),
             since: vec![Vec::new()],
+            may_be_lost: false,
+            is_untold: false,
         }
+    }
+
+    /// Syncs as a file of the vault does, which has errors told once.
+    fn sync(&mut self) -> io::Result<()> {
+        let (storage, disk) = (self.content.storage(), &self.disk);
+        let synced = storage.sync_with(|changed| {
+            let synced = if changed { disk.sync_data() } else { Ok(()) };
+            let is_untold = mem::take(&mut self.is_untold) | storage.take_untold_failure();
+            if is_untold { Err(Errno::IO.into()) } else { synced }
+        });
+        self.may_be_lost |= synced.is_err();
+        synced
     }
 
     fn is_now(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
@@ -360,18 +413,26 @@ impl Tracked {
     }
 
     fn seal(&mut self, journal: &Journal<DiskFile>) {
-        if self.content.begin_seal().is_some() {
-            self.seal_as_it_is(journal);
+        self.seal_as_it_is(journal);
+        if self.content.is_sealed() {
             self.is_durable();
         }
     }
 
     /// As the sealer does; twice, since the first round may only finish a cut.
-    fn seal_as_it_is(&self, journal: &Journal<DiskFile>) {
+    fn seal_as_it_is(&mut self, journal: &Journal<DiskFile>) {
         for _ in 0..2 {
-            if let Some(ticket) = self.content.begin_seal() {
-                journal.commit().unwrap();
-                self.disk.sync_data().unwrap();
+            let Some(ticket) = self.content.begin_seal() else {
+                continue;
+            };
+            journal.commit().unwrap();
+            journal.settle_doubts().unwrap();
+            let storage = self.content.storage();
+            if storage.sync_in_place(|| self.disk.sync_data()).is_err() {
+                (self.may_be_lost, self.is_untold) = (true, true);
+            }
+            let may_be_lost = self.may_be_lost || storage.has_untold_failure();
+            if !may_be_lost && !storage.is_in_doubt() {
                 self.content.finish_seal(ticket, None, |_| None).unwrap();
             }
         }
@@ -419,6 +480,7 @@ enum Op {
     Checkpoint,
     Seal,
     Reopen,
+    FailSync,
 }
 
 fn ops() -> impl Strategy<Value = Vec<(bool, Op)>> {
@@ -436,6 +498,7 @@ fn ops() -> impl Strategy<Value = Vec<(bool, Op)>> {
         1 => Just(Op::Checkpoint),
         2 => Just(Op::Seal),
         1 => Just(Op::Reopen),
+        1 => Just(Op::FailSync),
     ];
     proptest::collection::vec((any::<bool>(), op), 1..60)
 }
@@ -471,7 +534,10 @@ fn act(file: &mut Tracked, journal: &Arc<Journal<DiskFile>>, op: &Op) {
             });
         }
         Op::Sync => {
-            file.content.storage().sync_data().unwrap();
+            while file.sync().is_err() {
+                // Who is told has to: nothing says what was lost.
+                file.content.write(PlainOffset(0), &file.now).unwrap();
+            }
             file.is_durable();
         }
         Op::Commit => journal.commit().unwrap(),
@@ -481,9 +547,12 @@ fn act(file: &mut Tracked, journal: &Arc<Journal<DiskFile>>, op: &Op) {
             // Only sealed files are closed.
             file.seal(journal);
             if file.content.is_sealed() {
+                file.disk = file.disk.opened_again();
                 file.content = open(file.number, &file.disk, journal).unwrap();
             }
         }
+        // Once: a checkpoint goes on then.
+        Op::FailSync => file.disk.fail_syncs(1),
     }
 }
 
@@ -540,6 +609,7 @@ proptest! {
             journal = journal_in(&log);
             for file in &mut files {
                 file.content = open(file.number, &file.disk, &journal).unwrap();
+                (file.may_be_lost, file.is_untold) = (false, false);
                 file.check();
                 // A cut that was under way is finished with the first change.
                 file.seal_as_it_is(&journal);
@@ -653,4 +723,62 @@ fn a_sync_beside_a_write_does_not_stand_for_the_next() {
     content.storage().sync_data().unwrap();
     let inner = disk.inner();
     assert_eq!(inner.durable.len(), inner.bytes.len());
+}
+
+/// A file of which a block was durable and then written over, and that is in the journal alone.
+fn with_a_block_in_the_journal() -> (Arc<Journal<DiskFile>>, DiskFile, Arc<OnDisk>) {
+    let (journal, disk, content) = with_a_durable_block();
+    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
+    content.storage().sync_data().unwrap();
+    (journal, disk, content)
+}
+
+/// Checks that a power cut after which there is no journal leaves the block as it was written last.
+fn is_durable_without_the_journal(disk: &DiskFile) {
+    disk.forget();
+    let content = open(1, disk, &journal_in(&DiskFile::default())).unwrap();
+    let mut plain = Vec::new();
+    let read = content.read(PlainOffset(0), 4096, &mut plain).unwrap();
+    assert!(plain[read] == pattern(4096, 2));
+}
+
+#[test]
+fn what_a_sync_that_failed_did_not_write_is_written_again_from_the_journal() {
+    let (journal, disk, content) = with_a_block_in_the_journal();
+    disk.fail_syncs(1);
+    journal.checkpoint().unwrap();
+    assert!(!content.storage().has_untold_failure(), "nothing was lost");
+    is_durable_without_the_journal(&disk);
+}
+
+#[test]
+fn the_journal_stays_until_what_it_has_is_durable() {
+    let (journal, disk, content) = with_a_block_in_the_journal();
+    disk.fail_syncs(2);
+    journal.checkpoint().unwrap_err();
+    assert!(content.storage().is_in_doubt());
+    disk.forget();
+    journal.checkpoint().unwrap();
+    assert!(!content.storage().is_in_doubt());
+    is_durable_without_the_journal(&disk);
+}
+
+#[test]
+fn a_sync_that_someone_asked_for_and_that_failed_leaves_doubt_of_what_the_journal_has() {
+    let (journal, disk, content) = with_a_block_in_the_journal();
+    content.write(PlainOffset(4096), &pattern(4096, 3)).unwrap();
+    disk.fail_syncs(1);
+    content.storage().sync_data().unwrap_err();
+    journal.checkpoint().unwrap();
+    is_durable_without_the_journal(&disk);
+}
+
+#[test]
+fn who_syncs_next_is_told_that_the_journals_sync_has_failed() {
+    let (journal, disk, content) = with_a_block_in_the_journal();
+    content.write(PlainOffset(4096), &pattern(4096, 3)).unwrap();
+    disk.fail_syncs(1);
+    journal.checkpoint().unwrap();
+    assert!(content.storage().take_untold_failure());
+    assert!(!content.storage().has_untold_failure(), "once");
 }

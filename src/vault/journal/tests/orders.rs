@@ -1,11 +1,15 @@
 //! The journal in orders of its threads that Shuttle chooses: who writes, syncs, seals, reads, cuts and empties the journal stops at each lock and atomic,
 //! and another goes on. In every order a power cut at any step leaves what was synced.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
+use rustix::io::Errno;
 use shuttle::{
     rand::{RngCore, thread_rng},
     thread,
@@ -15,6 +19,7 @@ use super::{Chance, DiskFile, Journal, OnDisk, PAGE, Tracked, journal_beside, jo
 use crate::{
     backing::Storage,
     units::{PlainOffset, PlainSize},
+    vault::content::ContentError,
 };
 
 /// Orders that are tried, of each kind, unless HUSHFS_ORDERS says another number.
@@ -50,10 +55,15 @@ struct Shared {
     content: Mutex<Option<Arc<OnDisk>>>,
     /// What it is, or is about to be; before it what it has been since its last sync.
     since: Mutex<Vec<Vec<u8>>>,
+    /// The sealer's sync has failed, and who asks for the next is not told yet.
+    is_untold: AtomicBool,
+    may_be_lost: AtomicBool,
+    /// Syncs that fail in all.
+    failures: usize,
 }
 
 impl Shared {
-    fn new(number: u8, disk: DiskFile, journal: &Arc<Journal<DiskFile>>) -> Self {
+    fn new(number: u8, disk: DiskFile, journal: &Arc<Journal<DiskFile>>, failures: usize) -> Self {
         let now = pattern(PAGES * PAGE, number);
         let content = open(number, &disk, journal).unwrap();
         content.write(PlainOffset(0), &now).unwrap();
@@ -63,7 +73,27 @@ impl Shared {
             disk,
             content: Mutex::new(Some(Arc::new(content))),
             since: Mutex::new(vec![now]),
+            is_untold: AtomicBool::new(false),
+            may_be_lost: AtomicBool::new(false),
+            failures,
         }
+    }
+
+    /// Changes the file; again where it was told of a sync that failed.
+    fn until_done(&self, change: impl Fn(&OnDisk) -> Result<(), ContentError>) {
+        until_done(self.failures, || change(&self.content()));
+    }
+
+    /// Syncs as a file of the vault does, which has errors told once.
+    fn sync(&self) -> io::Result<()> {
+        let content = self.content();
+        content.storage().sync_with(|changed| {
+            let synced = if changed { self.disk.sync_data() } else { Ok(()) };
+            let is_untold = self.is_untold.swap(false, Ordering::Relaxed) | content.storage().take_untold_failure();
+            let synced = if is_untold { Err(Errno::IO.into()) } else { synced };
+            self.may_be_lost.fetch_or(synced.is_err(), Ordering::Relaxed);
+            synced
+        })
     }
 
     fn content(&self) -> Arc<OnDisk> {
@@ -90,21 +120,25 @@ impl Shared {
                         now.resize(now.len().max(end), 0);
                         now[offset..end].copy_from_slice(&data);
                     });
-                    self.content().write(PlainOffset(offset as u64), &data).unwrap();
+                    self.until_done(|content| content.write(PlainOffset(offset as u64), &data));
                 }
                 4 => {
                     self.becomes(|now| now.resize(offset, 0));
-                    self.content().set_size(PlainSize(offset as u64)).unwrap();
+                    self.until_done(|content| content.set_size(PlainSize(offset as u64)));
                 }
                 5 => {
                     self.becomes(|now| {
                         let end = now.len().min(offset + PAGE);
                         now[offset.min(end)..end].fill(0);
                     });
-                    self.content().punch(PlainOffset(offset as u64), PAGE as u64).unwrap();
+                    self.until_done(|content| content.punch(PlainOffset(offset as u64), PAGE as u64));
                 }
                 _ => {
-                    self.content().storage().sync_data().unwrap();
+                    while self.sync().is_err() {
+                        // Who is told has to: nothing says what was lost.
+                        let now = self.since.lock().unwrap().last().unwrap().clone();
+                        self.until_done(|content| content.write(PlainOffset(0), &now));
+                    }
                     let mut since = self.since.lock().unwrap();
                     let done = since.len() - 1;
                     since.drain(..done);
@@ -139,8 +173,19 @@ impl Shared {
     fn seal(&self, journal: &Journal<DiskFile>) {
         if let Some(ticket) = self.content().begin_seal() {
             journal.commit().unwrap();
-            self.disk.sync_data().unwrap();
-            self.content().finish_seal(ticket, None, |_| None).unwrap();
+            journal.settle_doubts().unwrap();
+            let content = self.content();
+            let sync = || {
+                self.disk.sync_data().inspect_err(|_| {
+                    self.is_untold.store(true, Ordering::Relaxed);
+                    self.may_be_lost.store(true, Ordering::Relaxed);
+                })
+            };
+            let synced = content.storage().sync_in_place(sync);
+            let may_be_lost = self.may_be_lost.load(Ordering::Relaxed) || content.storage().has_untold_failure();
+            if synced.is_ok() && !may_be_lost && !content.storage().is_in_doubt() {
+                content.finish_seal(ticket, None, |_| None).unwrap();
+            }
         }
     }
 
@@ -150,9 +195,19 @@ impl Shared {
     }
 }
 
+fn until_done<E: fmt::Debug>(failures: usize, mut act: impl FnMut() -> Result<(), E>) {
+    let failed = (0..failures).take_while(|_| act().is_err()).count();
+    if failed == failures {
+        act().unwrap();
+    }
+}
+
 fn copy(disk: &DiskFile) -> DiskFile {
     let copied = disk.inner().clone();
-    DiskFile(Arc::new(Mutex::new(copied)))
+    DiskFile {
+        told: Arc::new(copied.failed_syncs.into()),
+        inner: Arc::new(Mutex::new(copied)),
+    }
 }
 
 /// Cuts the power of copies, has the files recovered and checks them.
@@ -170,6 +225,8 @@ fn cut_power(log: &DiskFile, files: &[Arc<Shared>], chance: &mut Chance) {
             disk,
             now: Vec::new(),
             since,
+            may_be_lost: false,
+            is_untold: false,
         }
     });
     let mut after: Vec<_> = after.collect();
@@ -181,12 +238,20 @@ fn cut_power(log: &DiskFile, files: &[Arc<Shared>], chance: &mut Chance) {
 }
 
 fn files_change_beside_the_journal() {
+    change_files(0);
+}
+
+fn files_change_and_some_syncs_fail() {
+    change_files(2);
+}
+
+fn change_files(failures: usize) {
     let log = DiskFile::default();
     let disks = [1, 2, 3].map(|number| (number, DiskFile::default()));
     let can_sync_all = chance().below(2) == 1;
     let others = disks.iter().map(|(_, disk)| disk.clone()).filter(|_| can_sync_all);
     let journal = journal_beside(&log, others.collect());
-    let files = disks.map(|(number, disk)| Arc::new(Shared::new(number, disk, &journal)));
+    let files = disks.map(|(number, disk)| Arc::new(Shared::new(number, disk, &journal, failures)));
     let is_done = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for file in &files {
@@ -206,14 +271,20 @@ fn files_change_beside_the_journal() {
     let reader = thread::spawn(move || {
         for _ in 0..3 {
             file.check(<[_]>::to_vec);
-            file.content().storage().sync_data().unwrap();
+            // Who is told of a failure is the only one.
+            if failures == 0 {
+                file.sync().unwrap();
+            }
         }
     });
-    let kept = journal.clone();
+    let (kept, failing, mut chosen) = (journal.clone(), files.clone(), chance());
     let keeper = thread::spawn(move || {
-        for _ in 0..2 {
-            kept.commit().unwrap();
-            kept.checkpoint().unwrap();
+        for round in 0..2 {
+            if round < failures {
+                failing[chosen.below(failing.len())].disk.fail_syncs(1);
+            }
+            until_done(failures, || kept.commit());
+            until_done(failures, || kept.checkpoint());
         }
     });
     let (watched, done, mut cutting) = (files.clone(), is_done.clone(), chance());
@@ -231,7 +302,7 @@ fn files_change_beside_the_journal() {
     }
     is_done.store(true, Ordering::Relaxed);
     cutter.join().unwrap();
-    journal.finish().unwrap();
+    until_done(failures, || journal.finish());
     for file in files.iter().filter(|file| file.number != REMOVED) {
         file.check(|since| since.last().cloned().into_iter().collect());
     }
@@ -240,4 +311,9 @@ fn files_change_beside_the_journal() {
 #[test]
 fn a_power_cut_at_any_step_of_any_order_leaves_what_was_synced() {
     in_chosen_orders(files_change_beside_the_journal);
+}
+
+#[test]
+fn a_power_cut_after_syncs_that_failed_leaves_what_was_synced() {
+    in_chosen_orders(files_change_and_some_syncs_fail);
 }
