@@ -5,8 +5,10 @@
 
 pub mod alarm;
 pub mod dir;
+pub mod entry;
 pub mod file;
 pub mod process;
 
 pub use dir::{Dir, DirStream, RawEntry};
+pub use entry::Entry;
 pub use file::{BackingFile, FilePlace, ShortWrite, Storage, mtime_of};

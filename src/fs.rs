@@ -42,7 +42,7 @@ use self::{
     sealer::SealQueue,
 };
 use crate::{
-    backing::{Dir, process},
+    backing::{Dir, Entry, process},
     format::{link, name::NAME_MAX},
     ids::Epoch,
     vault::{
@@ -63,6 +63,12 @@ const ROOM_ATTEMPTS: usize = 10;
 const ROOM_PATIENCE: Duration = Duration::from_millis(10);
 const ROOM_PATIENCE_MAX: Duration = Duration::from_millis(200);
 const REMOVED_LATELY: Duration = Duration::from_secs(1);
+
+/// How often an entry is looked at that someone else changes.
+const CHANGES_MAX: usize = 4;
+
+/// How long a look-up waits for who renames, opens or seals a file that has another name.
+const LINK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an attribute waits for who opens or closes the file.
 const FILE_PATIENCE: Duration = Duration::from_millis(50);
@@ -314,6 +320,10 @@ impl Fs {
                 return Ok(None);
             }
             dir = Arc::new(opened?);
+            if !node.is_of_inode(dir.stat_self()?.st_ino) {
+                // Someone else has put another in its place.
+                return Err(FsError::Stale);
+            }
             self.dirs.lock().put(node.id, dir.clone());
         }
         Ok(Some(dir))
@@ -375,13 +385,29 @@ impl Fs {
 
     /// Makes a look-up of an entry that is there.
     fn found(&self, directory: &OpenDirectory, name: &[u8], disk: &str, stat: &Stat) -> FsResult<Found> {
+        let mut found = self.found_once(directory, name, disk, stat);
+        for _ in 0..CHANGES_MAX {
+            if !matches!(found, Err(FsError::Stale)) {
+                break;
+            }
+            // Someone else has changed what the kernel was told of it: it is another one now.
+            found = self.found_once(directory, name, disk, &directory.dir.stat(disk)?);
+        }
+        found
+    }
+
+    fn found_once(&self, directory: &OpenDirectory, name: &[u8], disk: &str, stat: &Stat) -> FsResult<Found> {
         if stat.st_dev != self.device {
             // Mounted inside the backing directory by someone: not ours to show.
             return Err(FsError::NotFound);
         }
         let mut attr = self.attr(&directory.dir, disk, stat)?;
-        let node = self.nodes.look_up(stat, &directory.node, name, disk);
+        let node = self.nodes.look_up((stat, attr.size), &directory.node, name, disk);
         if let Err(error) = self.admit_name(&node, directory, (name, disk), stat) {
+            if matches!(error, FsError::Stale) {
+                self.forget(node.id, 1);
+                return Err(error);
+            }
             if error.is_damage() {
                 log::warn!("{error}");
             }
@@ -390,20 +416,50 @@ impl Fs {
             attr.ino = node.id;
             return Ok(Found { node, attr });
         }
-        self.count_held(&node, &mut attr);
+        if let Err(error) = self.settle_size(&node, &mut attr, || directory.dir.stat(disk)) {
+            self.forget(node.id, 1);
+            return Err(error);
+        }
         Ok(Found { node, attr })
     }
 
-    /// Gives a file the size that it has with what is not in its data file yet.
-    fn count_held(&self, node: &Node, attr: &mut Attr) {
-        if self.journal.is_none() || attr.kind() != FileType::RegularFile {
-            return;
+    /// Gives a regular file the size that the kernel goes by from now on.
+    ///
+    /// The size of a data file says nothing: who can write to the vault can cut it until the kernel has asked, and then put back what was there. So the size
+    /// of a file that is open here is that of its content, and of one that is not it is compared with what is found when it is opened. Once told, the kernel
+    /// stays with it (with its writeback cache); so for another size there has to be another node.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Stale`] where someone else has changed the size, and it has to be looked up again; what `look` gives, which looks at the file once more.
+    fn settle_size(&self, node: &Node, attr: &mut Attr, look: impl FnOnce() -> std::io::Result<Stat>) -> FsResult<()> {
+        if attr.kind() != FileType::RegularFile || node.is_stray {
+            return Ok(());
         }
-        // Who has it for longer is opening it, and nothing is held.
-        let file = node.file.try_lock_for(FILE_PATIENCE);
-        if let Some(content) = file.as_ref().and_then(|file| file.as_ref()?.content()) {
-            attr.size = content.size().0;
+        let mut file = node.file.try_lock_for(FILE_PATIENCE);
+        if file.is_none() && attr.size == node.size() {
+            // Who has it for longer is opening it, and looks at what was told when that is done.
+            return Ok(());
         }
+        let file = file.get_or_insert_with(|| node.file.lock());
+        if let Some(size) = file.as_ref().and_then(|file| self.known_size(node, file)) {
+            attr.size = size;
+        } else if self.options.shared {
+            node.set_size(attr.size);
+        } else if attr.size != node.size() {
+            // It may have been closed since it was looked at.
+            *attr = Attr::new(&look()?, node.id, &self.vault.layout());
+            if attr.size != node.size() {
+                node.kill();
+                return Err(FsError::Stale);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the size of an open file's content; nothing where only the data file tells it, or another machine changes that.
+    fn known_size(&self, node: &Node, file: &VaultFile) -> Option<u64> {
+        file.size().filter(|_| !self.options.shared || node.is_open())
     }
 
     /// Commits what writes have left to the journal, until [`Fs::stop_sealer`]; for a thread of its own.
@@ -448,21 +504,37 @@ impl Fs {
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
         }
         if let Some(file) = node.file.lock().clone() {
-            let stat = file.stat()?;
-            return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
+            let mut attr = with_id(Attr::new(&file.stat()?, node.id, &self.vault.layout()));
+            attr.size = self.known_size(node, &file).unwrap_or(attr.size);
+            return Ok(attr);
         }
         if let Some(Remains::Stat(stat)) = node.remains.lock().as_deref() {
             return Ok(with_id(Attr::new(stat, node.id, &self.vault.layout())));
         }
-        self.at_entry(node, |dir, disk| self.attr(dir, disk, &dir.stat(disk)?))
-            .map(with_id)
+        self.by_link(node, |link| {
+            let dir = self.dir(&link.parent)?;
+            let look = || dir.stat(&link.disk);
+            let stat = look()?;
+            self.check_inode(node, &stat)?;
+            let mut attr = with_id(self.attr(&dir, &link.disk, &stat)?);
+            self.settle_size(node, &mut attr, look)?;
+            Ok(attr)
+        })
     }
 
-    /// Does something with a node's entry on disk, again if it got another name meanwhile: another file may be where it was.
-    ///
-    /// For what the kernel asks for also while it renames.
-    fn at_entry<T>(&self, node: &Arc<Node>, act: impl Fn(&Arc<Dir>, &str) -> FsResult<T>) -> FsResult<T> {
-        self.by_link(node, |link| act(&self.dir(&link.parent)?, &link.disk))
+    /// Returns a node's entry on disk.
+    fn entry(&self, node: &Arc<Node>) -> FsResult<Entry> {
+        self.by_link(node, |link| {
+            let entry = self.dir(&link.parent)?.entry(&link.disk)?;
+            self.check_inode(node, &entry.stat()?)?;
+            Ok(entry)
+        })
+    }
+
+    /// Checks that what was found under a node's name is its file, and none that someone else has put there.
+    fn check_inode(&self, node: &Node, stat: &Stat) -> FsResult<()> {
+        let is_it = node.is_of_inode(stat.st_ino) && stat.st_dev == self.device;
+        is_it.then_some(()).ok_or(FsError::Stale)
     }
 
     /// Does something by a node's name, without its lock, and again if it got another one meanwhile.
@@ -528,13 +600,30 @@ impl Fs {
             return Err(FsError::Stale);
         }
         let file = Arc::new(file);
-        *slot = Some(file.clone());
+        let renewed = file.size().filter(|&size| size != node.size()).map(|_| {
+            // Of a crash, or someone else has changed it.
+            self.nodes.renew(node, link, file.clone())
+        });
+        let node = match &renewed {
+            Some(renewed) => renewed,
+            None => {
+                *slot = Some(file.clone());
+                node
+            }
+        };
         if file.begin_seal().is_some() && !self.options.read_only && !self.options.shared {
             // By a crash: nobody else writes it, so what is there is all there is.
             log::info!("{:?} was left open; it is sealed as it is", link.disk);
             self.seal_queue.push(node);
         }
-        Ok(file)
+        match renewed {
+            Some(renewed) => {
+                drop(slot);
+                self.keep_idle(&renewed);
+                Err(FsError::Stale)
+            }
+            None => Ok(file),
+        }
     }
 
     /// Tells whether a file is open here whose key may not be used now.
@@ -668,6 +757,9 @@ impl Fs {
             && (!unsealed || node.is_dead() || self.options.read_only)
             && let Some(file) = slot.take()
         {
+            if let Some(size) = file.size() {
+                node.set_size(size);
+            }
             node.remember_epoch(&file);
         }
     }

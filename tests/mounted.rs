@@ -8,6 +8,8 @@ mod acl;
 mod audit;
 #[path = "mounted/basics.rs"]
 mod basics;
+#[path = "mounted/behind.rs"]
+mod behind;
 #[path = "mounted/bucket.rs"]
 mod bucket;
 #[path = "mounted/counts.rs"]

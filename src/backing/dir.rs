@@ -6,6 +6,7 @@ use std::{
     mem::MaybeUninit,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
 };
 
 use rustix::{
@@ -16,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::file::BackingFile;
+use super::{entry::Entry, file::BackingFile};
 
 /// Bytes read of a directory at a time.
 const DIRECTORY_BUFFER_SIZE: usize = 64 * 1024;
@@ -99,7 +100,7 @@ impl Dir {
         match fd {
             Ok(fd) => Ok(BackingFile::new(fd, true)),
             Err(Errno::ROFS | Errno::TXTBSY) => Ok(BackingFile::new(open(OFlags::RDONLY)?, false)),
-            Err(Errno::ACCESS | Errno::PERM) => match self.open_forced(name, open) {
+            Err(Errno::ACCESS | Errno::PERM) => match self.entry_raw(name).and_then(|entry| entry.open_forced()) {
                 Ok(fd) => Ok(BackingFile::new(fd, true)),
                 Err(_) => Ok(BackingFile::new(open(OFlags::RDONLY)?, false)),
             },
@@ -107,12 +108,18 @@ impl Dir {
         }
     }
 
-    fn open_forced(&self, name: &str, open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
-        let mode = Mode::from_raw_mode(self.stat_raw(name)?.st_mode & 0o7777);
-        self.chmod_raw(name, mode | Mode::RUSR | Mode::WUSR)?;
-        let fd = open(OFlags::RDWR);
-        self.chmod_raw(name, mode)?;
-        fd
+    /// Returns what has a name, without opening it; the link itself, where it is one.
+    ///
+    /// # Errors
+    ///
+    /// What openat2(2) gives.
+    pub fn entry(&self, name: &str) -> io::Result<Entry> {
+        Ok(self.entry_raw(name)?)
+    }
+
+    fn entry_raw(&self, name: &str) -> Result<Entry, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.openat(name, flags, Mode::empty()).map(Entry::new)
     }
 
     /// Creates a file that must not exist yet.
@@ -128,11 +135,13 @@ impl Dir {
 
     fn openat(&self, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+        if !has_openat2() {
+            // A single name cannot leave the directory either, only its filesystem.
+            return fs::openat(&self.fd, name, flags, mode);
+        }
         loop {
             match fs::openat2(&self.fd, name, flags, mode, resolve) {
                 Err(Errno::INTR | Errno::AGAIN) => {}
-                // Kernels before 5.6, and containers that forbid the call: a single name cannot leave the directory either.
-                Err(Errno::NOSYS | Errno::PERM) => return fs::openat(&self.fd, name, flags, mode),
                 result => return result,
             }
         }
@@ -409,21 +418,6 @@ impl Dir {
         Ok(fs::renameat_with(&self.fd, name, &to.fd, to_name, flags)?)
     }
 
-    /// Changes a name's mode. Symbolic links have none.
-    ///
-    /// # Errors
-    ///
-    /// What chmod(2) gives.
-    pub fn chmod(&self, name: &str, mode: u32) -> io::Result<()> {
-        Ok(self.chmod_raw(name, Mode::from_raw_mode(mode & 0o7777))?)
-    }
-
-    fn chmod_raw(&self, name: &str, mode: Mode) -> Result<(), Errno> {
-        // fchmodat(2) follows links; through an O_PATH descriptor the file is the one that was named.
-        let fd = self.openat(name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        fs::chmodat(CWD, proc_path(fd.as_fd(), "").as_c_str(), mode, AtFlags::empty())
-    }
-
     /// Changes a name's owner or group, or neither where nothing is given.
     ///
     /// # Errors
@@ -437,15 +431,6 @@ impl Dir {
             gid.map(Gid::from_raw),
             AtFlags::SYMLINK_NOFOLLOW,
         )?)
-    }
-
-    /// Sets a name's times.
-    ///
-    /// # Errors
-    ///
-    /// What utimensat(2) gives.
-    pub fn set_times(&self, name: &str, times: &Timestamps) -> io::Result<()> {
-        Ok(fs::utimensat(&self.fd, name, times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     /// Sets the directory's own times.
@@ -564,8 +549,18 @@ impl Dir {
     }
 }
 
+/// Tells whether there is openat2(2): not in kernels before 5.6, and in containers that forbid it. What it says of a file does not count.
+fn has_openat2() -> bool {
+    static HAS_IT: OnceLock<bool> = OnceLock::new();
+    *HAS_IT.get_or_init(|| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let tried = fs::openat2(CWD, "/", flags, Mode::empty(), ResolveFlags::empty());
+        !matches!(tried, Err(Errno::NOSYS | Errno::PERM))
+    })
+}
+
 /// Returns a path to a name in an open directory that no rename of the directory can redirect.
-fn proc_path(fd: BorrowedFd<'_>, name: &str) -> std::ffi::CString {
+pub(super) fn proc_path(fd: BorrowedFd<'_>, name: &str) -> std::ffi::CString {
     let path = match name {
         "" => format!("/proc/self/fd/{}", fd.as_raw_fd()),
         name => format!("/proc/self/fd/{}/{name}", fd.as_raw_fd()),

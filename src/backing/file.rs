@@ -1,6 +1,9 @@
 //! One data file's bytes: the seam under the content engine.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use rustix::{
     fs::{self, AtFlags, FallocateFlags, SeekFrom, Stat, StatxFlags, Timespec, Timestamps, XattrFlags},
@@ -122,16 +125,7 @@ impl BackingFile {
     /// What fstat(2) gives.
     pub fn place(&self) -> io::Result<FilePlace> {
         let inode = self.stat()?.st_ino;
-        // Kernels before 4.11 do not have the call, and not every filesystem has the time.
-        let born = fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
-            .ok()
-            .filter(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0)
-            .map_or(0, |stat| {
-                let seconds = u64::try_from(stat.stx_btime.tv_sec).unwrap_or(0);
-                seconds
-                    .saturating_mul(1_000_000_000)
-                    .saturating_add(stat.stx_btime.tv_nsec.into())
-            });
+        let born = born(self.fd.as_fd());
         Ok(FilePlace { inode, born })
     }
 
@@ -350,6 +344,20 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
     fn sync_data(&self) -> io::Result<()> {
         (**self).sync_data()
     }
+}
+
+/// Returns when an inode was made, in nanoseconds since 1970; 0 where that is unknown.
+pub(super) fn born(fd: BorrowedFd<'_>) -> u64 {
+    // Kernels before 4.11 do not have the call, and not every filesystem has the time.
+    fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
+        .ok()
+        .filter(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0)
+        .map_or(0, |stat| {
+            let seconds = u64::try_from(stat.stx_btime.tv_sec).unwrap_or(0);
+            seconds
+                .saturating_mul(1_000_000_000)
+                .saturating_add(stat.stx_btime.tv_nsec.into())
+        })
 }
 
 /// Writes zeros over a range inside the file.

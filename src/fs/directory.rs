@@ -5,7 +5,7 @@
 
 use std::{io, sync::Arc, time::Instant};
 
-use rustix::fs::{FileType, RenameFlags, Stat};
+use rustix::fs::{FileType, RenameFlags, Stat, Timespec};
 
 use super::{
     Caller, Found, Fs, FsError, FsResult, Leftovers, OpenDirectory,
@@ -15,7 +15,7 @@ use super::{
     xattr::Birth,
 };
 use crate::{
-    backing::Dir,
+    backing::{Dir, Entry},
     format::{
         layout::PREAMBLE_SIZE,
         link::{self, DiskTarget, LINK_FILE_MAX},
@@ -84,6 +84,11 @@ impl Going<'_> {
     }
 }
 
+/// Returns the time as inodes get it, which the kernel has as of its last tick.
+fn now() -> Timespec {
+    rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse)
+}
+
 /// One side of a rename: where an entry is, and where it goes.
 struct Side<'a> {
     node: Option<Arc<Node>>,
@@ -124,38 +129,64 @@ impl Fs {
         }
     }
 
+    /// Tells whether what a caller makes is to be given to them: another user makes it for them.
+    fn gives_to(&self, caller: Caller) -> bool {
+        (caller.uid, caller.gid) != (self.options.own_uid, self.options.own_gid)
+    }
+
     /// Gives a new entry to the caller, where another user made it for them.
-    fn give_to(&self, caller: Caller, directory: &OpenDirectory, disk: &str, mode: u32) -> FsResult<()> {
-        if (caller.uid, caller.gid) == (self.options.own_uid, self.options.own_gid) {
-            return Ok(());
-        }
+    fn give_to(&self, caller: Caller, directory: &OpenDirectory, made: &Entry, mode: u32) -> FsResult<()> {
         // In a set-group-id directory the group is the directory's, as the backing filesystem has set it.
         let inherits_group = directory.dir.stat_self()?.st_mode & libc::S_ISGID != 0;
         let gid = (!inherits_group).then_some(caller.gid);
-        match directory.dir.chown(disk, Some(caller.uid), gid) {
+        match made.chown(Some(caller.uid), gid) {
             // Mounted by an ordinary user: everything is theirs.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) && self.options.own_uid != 0 => return Ok(()),
             result => result?,
         }
         // A change of owner clears these.
         if mode & (libc::S_ISUID | libc::S_ISGID) != 0 && FileType::from_raw_mode(mode) == FileType::RegularFile {
-            directory.dir.chmod(disk, mode)?;
+            made.chmod(mode)?;
         }
         Ok(())
+    }
+
+    /// Gives what was just made at a name to the caller, and not what someone else has put there meanwhile; returns its attributes.
+    fn give_named(
+        &self,
+        caller: Caller,
+        directory: &OpenDirectory,
+        disk: &str,
+        since: Timespec,
+        birth: &Birth,
+    ) -> FsResult<Stat> {
+        if !self.gives_to(caller) && !birth.has_lists() {
+            return Ok(directory.dir.stat(disk)?);
+        }
+        let entry = directory.dir.entry(disk)?;
+        let stat = entry.stat()?;
+        // The time at which it was made nobody can set.
+        let since = since.tv_sec as u64 * 1_000_000_000 + since.tv_nsec as u64;
+        let is_new = matches!(entry.born(), born if born == 0 || born >= since);
+        let is_kind = stat.st_mode & libc::S_IFMT == birth.mode & libc::S_IFMT;
+        if !is_new || !is_kind || stat.st_dev != self.device {
+            return Err(FsError::Stale);
+        }
+        if self.gives_to(caller) {
+            self.give_to(caller, directory, &entry, birth.first_mode())?;
+        }
+        Ok(entry.stat()?)
     }
 
     /// Finishes making an entry; takes it away again if that fails.
     fn made(
         &self,
         directory: &OpenDirectory,
-        name: &[u8],
-        disk: &DiskName,
-        caller: Caller,
+        (name, disk): (&[u8], &DiskName),
+        given: FsResult<Stat>,
         birth: &Birth,
     ) -> FsResult<Found> {
-        let result = self
-            .give_to(caller, directory, &disk.entry, birth.first_mode())
-            .and_then(|()| Ok(directory.dir.stat(&disk.entry)?))
+        let result = given
             .and_then(|stat| self.found(directory, name, &disk.entry, &stat))
             .and_then(|found| self.with_lists(found, birth));
         if result.is_err() {
@@ -217,7 +248,13 @@ impl Fs {
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, libc::S_IFREG | mode & 0o7777, caller)?;
         let file = directory.dir.create_file(&disk.entry, birth.first_mode() & 0o7777)?;
-        let found = self.made(&directory, at.name, &disk, caller, &birth)?;
+        let give = || -> FsResult<Stat> {
+            if self.gives_to(caller) {
+                self.give_to(caller, &directory, &Entry::of(&file)?, birth.first_mode())?;
+            }
+            Ok(file.stat()?)
+        };
+        let found = self.made(&directory, (at.name, &disk), give(), &birth)?;
         let file = VaultFile::created(file, self.journal.clone());
         if let Some(key) = key {
             file.keep_key(key);
@@ -250,8 +287,10 @@ impl Fs {
         }
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, mode, caller)?;
+        let since = now();
         directory.dir.mknod(&disk.entry, birth.first_mode(), device.into())?;
-        self.made(&directory, at.name, &disk, caller, &birth)
+        let given = self.give_named(caller, &directory, &disk.entry, since, &birth);
+        self.made(&directory, (at.name, &disk), given, &birth)
     }
 
     /// Makes a directory: one mkdir(2), since its id follows from its name.
@@ -268,8 +307,10 @@ impl Fs {
         let directory = self.directory(at.parent)?;
         let disk = self.prepare_name(&directory, at.name)?;
         let birth = self.birth(&directory.node, libc::S_IFDIR | mode & 0o7777, caller)?;
+        let since = now();
         directory.dir.mkdir(&disk.entry, birth.first_mode() & 0o7777)?;
-        let found = self.made(&directory, at.name, &disk, caller, &birth)?;
+        let given = self.give_named(caller, &directory, &disk.entry, since, &birth);
+        let found = self.made(&directory, (at.name, &disk), given, &birth)?;
         if let Some(state) = &found.node.directory {
             // It has no header yet, and the one it gets says the same.
             state
@@ -299,8 +340,10 @@ impl Fs {
             if let Some((id, bytes)) = &sealed.file {
                 directory.dir.write_small(&name::link_file(*id), bytes)?.sync_all()?;
             }
+            let (since, birth) = (now(), Birth::of_link());
             directory.dir.symlink(&sealed.text, &disk.entry)?;
-            self.made(&directory, at.name, &disk, caller, &Birth::of_link())
+            let given = self.give_named(caller, &directory, &disk.entry, since, &birth);
+            self.made(&directory, (at.name, &disk), given, &birth)
         };
         made().inspect_err(|_: &FsError| {
             if let Some((id, _)) = &sealed.file {
@@ -319,8 +362,10 @@ impl Fs {
         if node.kind != FileType::Symlink {
             return Err(FsError::Invalid);
         }
-        self.at_entry(&node, |dir, disk| {
-            self.read_link_at(dir, disk).map_err(|error| self.at(&node, "")(error))
+        self.by_link(&node, |link| {
+            let dir = self.dir(&link.parent)?;
+            self.read_link_at(&dir, &link.disk)
+                .map_err(|error| self.at(&node, "")(error))
         })
     }
 

@@ -440,7 +440,7 @@ impl Fs {
             file.attributes_were_changed();
             return Ok(fs::fchown(file.backing().fd(), uid, gid)?);
         }
-        self.at_entry(node, |dir, disk| Ok(dir.chown(disk, uid, gid)?))
+        Ok(self.entry(node)?.chown(uid, gid)?)
     }
 
     pub(super) fn set_mode(&self, node: &Arc<Node>, mode: u32) -> FsResult<()> {
@@ -451,7 +451,7 @@ impl Fs {
             file.attributes_were_changed();
             return Ok(fs::fchmod(file.backing().fd(), Mode::from_raw_mode(mode & 0o7777))?);
         }
-        self.at_entry(node, |dir, disk| Ok(dir.chmod(disk, mode)?))
+        Ok(self.entry(node)?.chmod(mode)?)
     }
 
     fn set_times(&self, node: &Arc<Node>, times: &Timestamps) -> FsResult<()> {
@@ -461,7 +461,7 @@ impl Fs {
         if let Some(file) = node.file.lock().clone() {
             return Ok(file.set_times(times)?);
         }
-        self.at_entry(node, |dir, disk| Ok(dir.set_times(disk, times)?))
+        Ok(self.entry(node)?.set_times(times)?)
     }
 
     /// Makes a file durable: content, header, and its name.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -115,6 +116,10 @@ pub struct Node {
     durable_moves: AtomicU32,
     /// Attributes that the kernel asks for often, and that this file is known not to have: bits of [`Absent`]. Above them, how often one was set.
     absent: AtomicU32,
+    /// The size that the kernel goes by, in bytes, while the file is not open here.
+    size: AtomicU64,
+    /// The name under which it was found and that is its own, as [`name_number`] has it; 0 since it was renamed.
+    admitted: AtomicU64,
     /// In the sealer's queue.
     pub queued: AtomicBool,
     /// The epoch whose key wrapped the file's when it was last closed here; 0 for none.
@@ -161,6 +166,8 @@ impl Node {
             moves: AtomicU32::new(0),
             durable_moves: AtomicU32::new(0),
             absent: AtomicU32::new(0),
+            size: AtomicU64::new(0),
+            admitted: AtomicU64::new(0),
             queued: AtomicBool::new(false),
             epoch: AtomicU32::new(0),
             link: Mutex::new(link),
@@ -169,6 +176,21 @@ impl Node {
             mtime: Mutex::new(Time::default()),
             directory: (kind == FileType::Directory).then(Box::default),
         }
+    }
+
+    /// Returns the node of another file, or of this one as another, with the same number. The kernel's count goes on for both together, since it names the
+    /// number only; the generation tells it that they are two.
+    fn successor(&self, kind: FileType, link: Option<Link>) -> Self {
+        Node {
+            lookups: AtomicU64::new(self.lookups.load(Ordering::Acquire)),
+            ..Node::new(self.id, self.generation.wrapping_add(1), kind, link)
+        }
+    }
+
+    /// Tells whether someone else has given it another name than it is known by: who does so here holds the lock meanwhile.
+    fn was_moved(&self, parent: &Node, name: &[u8]) -> bool {
+        let link = self.link.try_lock();
+        link.is_some_and(|link| link.as_ref().is_some_and(|at| !at.is(parent, name)))
     }
 
     /// Returns a directory's keys, if they are known.
@@ -193,6 +215,7 @@ impl Node {
 
     /// Notes that a name was changed on disk; with the link locked.
     pub fn moved(&self) {
+        self.admitted.store(0, Ordering::Release);
         self.moves.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -209,6 +232,32 @@ impl Node {
     /// Notes that so many changes of names are durable.
     pub fn moves_were_synced(&self, moves: u32) {
         self.durable_moves.store(moves, Ordering::Release);
+    }
+
+    /// Returns the size that the kernel goes by, in bytes, while the file is not open here.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Notes what the kernel goes by.
+    pub fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// Tells whether a name is known to be its own, without the link's lock.
+    pub fn is_admitted(&self, parent: &Node, name: &[u8]) -> bool {
+        self.admitted.load(Ordering::Acquire) == name_number(parent, name)
+    }
+
+    /// Notes that a name is its own; with the link locked.
+    pub fn admit(&self, parent: &Node, name: &[u8]) {
+        self.admitted.store(name_number(parent, name), Ordering::Release);
+    }
+
+    /// Tells whether it is the node of a file on disk, by that one's inode number.
+    pub fn is_of_inode(&self, inode: u64) -> bool {
+        let id = node_id(inode);
+        self.id == if self.is_stray { !id } else { id }
     }
 
     /// Tells whether it is known not to have an attribute.
@@ -295,6 +344,12 @@ pub fn node_id(ino: u64) -> u64 {
     if ino == ROOT { NODE_OF_INO_1 } else { ino }
 }
 
+/// Returns a number for a name in a directory, which nobody else can find another name for; never 0.
+fn name_number(parent: &Node, name: &[u8]) -> u64 {
+    static KEY: OnceLock<RandomState> = OnceLock::new();
+    KEY.get_or_init(RandomState::new).hash_one((parent.id, name)) | 1
+}
+
 impl NodeTable {
     /// Makes a table with the root in it.
     pub fn new() -> (Self, Arc<Node>) {
@@ -318,8 +373,8 @@ impl NodeTable {
     }
 
     /// Returns the node of a file found on disk under a name, and counts a look-up. A regular file that is known keeps the name it is known by: whether
-    /// this one is its own too is to be seen.
-    pub fn look_up(&self, stat: &Stat, parent: &Arc<Node>, name: &[u8], disk: &str) -> Arc<Node> {
+    /// this one is its own too is to be seen. A directory that someone else has moved is another one, to be looked at anew. `size` is in bytes.
+    pub fn look_up(&self, (stat, size): (&Stat, u64), parent: &Arc<Node>, name: &[u8], disk: &str) -> Arc<Node> {
         let link = || Link {
             parent: parent.clone(),
             name: name.into(),
@@ -330,16 +385,23 @@ impl NodeTable {
         let id = node_id(stat.st_ino);
         let kind = FileType::from_raw_mode(stat.st_mode);
         let mut shard = self.shard(id).write();
+        let mut is_new = false;
         let node = match shard.entry(id) {
-            Entry::Vacant(entry) => entry.insert(Arc::new(Node::new(id, 0, kind, Some(link())))).clone(),
+            Entry::Vacant(entry) => {
+                let node = entry.insert(Arc::new(Node::new(id, 0, kind, Some(link())))).clone();
+                node.admit(parent, name);
+                node
+            }
             Entry::Occupied(mut entry) => {
                 let known = entry.get();
+                if kind == FileType::Directory && known.was_moved(parent, name) {
+                    known.kill();
+                }
                 if known.is_dead() || known.kind != kind {
-                    // The number was given to another file before the kernel forgot the one that had it. The kernel's count goes on for both
-                    // together, since it names the number only; the generation tells it that they are two.
-                    let node = Node::new(id, known.generation.wrapping_add(1), kind, Some(link()));
-                    node.lookups
-                        .store(known.lookups.load(Ordering::Acquire), Ordering::Release);
+                    // The number was given to another file before the kernel forgot the one that had it.
+                    let node = known.successor(kind, Some(link()));
+                    node.admit(parent, name);
+                    is_new = true;
                     entry.insert(Arc::new(node));
                 } else if kind != FileType::RegularFile
                     // Any of several names will do, as long as it is there. Whoever holds the lock knows better.
@@ -351,13 +413,29 @@ impl NodeTable {
                 entry.get().clone()
             }
         };
-        if node.lookups.fetch_add(1, Ordering::AcqRel) == 0 && kind == FileType::RegularFile {
+        if (node.lookups.fetch_add(1, Ordering::AcqRel) == 0 || is_new) && kind == FileType::RegularFile {
+            node.set_size(size);
             *node.mtime.lock() = Time {
                 seconds: stat.st_mtime,
                 nanos: stat.st_mtime_nsec as u32,
             };
         }
         node
+    }
+
+    /// Has the kernel look a file up again that it goes by something else of: it is another one then, that is open already.
+    pub fn renew(&self, node: &Arc<Node>, link: &Link, file: Arc<VaultFile>) -> Arc<Node> {
+        let mut shard = self.shard(node.id).write();
+        node.kill();
+        let renewed = node.successor(node.kind, Some(link.clone()));
+        renewed.admit(&link.parent, &link.name);
+        *renewed.mtime.lock() = *node.mtime.lock();
+        *renewed.file.lock() = Some(file);
+        let renewed = Arc::new(renewed);
+        if let Some(known) = shard.get_mut(&node.id).filter(|known| Arc::ptr_eq(known, node)) {
+            *known = renewed.clone();
+        }
+        renewed
     }
 
     /// Returns the node that stands for names of a file which are not its own, and counts a look-up.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Stat};
 
 use super::{
-    Fs, FsError, FsResult, OpenDirectory,
+    Fs, FsError, FsResult, LINK_PATIENCE, OpenDirectory,
     node::{Link, Node, node_id},
 };
 use crate::{
@@ -34,11 +34,12 @@ impl Fs {
         }
         let mut known = match node.link.try_lock() {
             Some(link) => link,
-            // It is being opened, renamed or sealed, which may take long, and this is the only name it has.
-            None if stat.st_nlink == 1 => return Ok(()),
-            None => node.link.lock(),
+            // It is being opened, renamed or sealed, which may take long.
+            None if node.is_admitted(&directory.node, name) => return Ok(()),
+            None => node.link.try_lock_for(LINK_PATIENCE).ok_or(FsError::Stale)?,
         };
         if known.as_ref().is_some_and(|at| at.is(&directory.node, name)) {
+            node.admit(&directory.node, name);
             return Ok(());
         }
         let link = Link {
@@ -54,9 +55,14 @@ impl Fs {
         }
         let open = node.file.lock().clone();
         let was_open = open.is_some();
-        let file = match known.as_ref().filter(|at| self.is_there(node, at).unwrap_or(false)) {
+        let file = match &*known {
             _ if was_open => open,
-            Some(at) => Some(self.load_file(node, Some(at))?),
+            Some(at) if self.is_there(node, at).unwrap_or(false) => Some(self.load_file(node, Some(at))?),
+            Some(_) => {
+                // Someone else has renamed it, and nothing says that the name before was its own: the kernel may go on to open it by that.
+                node.kill();
+                return Err(FsError::Stale);
+            }
             // What is opened later is opened by the name that is known then.
             None => None,
         };
@@ -73,6 +79,7 @@ impl Fs {
         }
         // Any of several names will do, as long as it is there.
         let before = known.replace(link);
+        node.admit(&directory.node, name);
         let was_unknown = before.is_none();
         if let Some(at) = known.as_mut().filter(|_| stat.st_nlink > 1) {
             at.other = before.and_then(Link::into_other);

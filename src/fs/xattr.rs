@@ -10,7 +10,7 @@ use super::{
     node::{Absent, Node},
 };
 use crate::{
-    backing::{Dir, process},
+    backing::{Dir, Entry, process},
     format::{
         FormatError,
         xattr::{XATTR_NAME_MAX, XattrHash},
@@ -49,6 +49,11 @@ impl Birth {
         }
     }
 
+    /// Tells whether it gets access control lists.
+    pub fn has_lists(&self) -> bool {
+        self.lists.is_some()
+    }
+
     /// Returns the mode to make it with: until it has its list, the group's bits would grant the group what is meant for those named in the list.
     pub fn first_mode(&self) -> u32 {
         match &self.lists {
@@ -60,8 +65,10 @@ impl Birth {
 
 /// A file on disk, of which the attributes are asked for.
 enum Carrier {
-    /// By its name.
-    Entry(Arc<Dir>, Box<str>),
+    /// A directory.
+    Dir(Arc<Dir>),
+    /// Not open.
+    Entry(Entry),
     /// Open, and perhaps without a name.
     File(Arc<VaultFile>),
 }
@@ -69,14 +76,16 @@ enum Carrier {
 impl Carrier {
     fn get(&self, attribute: &str) -> io::Result<Vec<u8>> {
         match self {
-            Carrier::Entry(dir, entry) => dir.get_xattr(entry, attribute),
+            Carrier::Dir(dir) => dir.get_xattr(".", attribute),
+            Carrier::Entry(entry) => entry.get_xattr(attribute),
             Carrier::File(file) => file.backing().get_xattr(attribute),
         }
     }
 
     fn set(&self, attribute: &str, value: &[u8], flags: XattrFlags) -> io::Result<()> {
         match self {
-            Carrier::Entry(dir, entry) => dir.set_xattr(entry, attribute, value, flags),
+            Carrier::Dir(dir) => dir.set_xattr(".", attribute, value, flags),
+            Carrier::Entry(entry) => entry.set_xattr(attribute, value, flags),
             Carrier::File(file) => {
                 file.attributes_were_changed();
                 file.backing().set_xattr(attribute, value, flags)
@@ -86,7 +95,8 @@ impl Carrier {
 
     fn remove(&self, attribute: &str) -> io::Result<()> {
         match self {
-            Carrier::Entry(dir, entry) => dir.remove_xattr(entry, attribute),
+            Carrier::Dir(dir) => dir.remove_xattr(".", attribute),
+            Carrier::Entry(entry) => entry.remove_xattr(attribute),
             Carrier::File(file) => {
                 file.attributes_were_changed();
                 file.backing().remove_xattr(attribute)
@@ -96,7 +106,8 @@ impl Carrier {
 
     fn list(&self) -> io::Result<Vec<Vec<u8>>> {
         match self {
-            Carrier::Entry(dir, entry) => dir.list_xattrs(entry),
+            Carrier::Dir(dir) => dir.list_xattrs("."),
+            Carrier::Entry(entry) => entry.list_xattrs(),
             Carrier::File(file) => file.backing().list_xattrs(),
         }
     }
@@ -108,30 +119,14 @@ fn is_plain(node: &Node) -> bool {
 }
 
 impl Fs {
-    /// For changes: the kernel lets nobody rename meanwhile.
     fn carrier(&self, node: &Arc<Node>) -> FsResult<Carrier> {
-        match self.open_carrier(node)? {
-            Some(carrier) => Ok(carrier),
-            None => {
-                let link = node.link.lock().clone().ok_or(FsError::Stale)?;
-                Ok(Carrier::Entry(self.dir(&link.parent)?, link.disk))
-            }
-        }
-    }
-
-    /// For looking only.
-    fn with_carrier<T>(&self, node: &Arc<Node>, look: impl Fn(&Carrier) -> FsResult<T>) -> FsResult<T> {
-        match self.open_carrier(node)? {
-            Some(carrier) => look(&carrier),
-            None => self.at_entry(node, |dir, entry| look(&Carrier::Entry(dir.clone(), entry.into()))),
-        }
-    }
-
-    fn open_carrier(&self, node: &Arc<Node>) -> FsResult<Option<Carrier>> {
         if node.kind == FileType::Directory {
-            return Ok(Some(Carrier::Entry(self.dir(node)?, ".".into())));
+            return Ok(Carrier::Dir(self.dir(node)?));
         }
-        Ok(node.file.lock().clone().map(Carrier::File))
+        if let Some(file) = node.file.lock().clone() {
+            return Ok(Carrier::File(file));
+        }
+        self.entry(node).map(Carrier::Entry)
     }
 
     fn disk_name(&self, name: &[u8], plain_file: bool) -> FsResult<(XattrHash, String)> {
@@ -165,7 +160,8 @@ impl Fs {
         let (hash, disk_name) = self.disk_name(name, is_plain(node))?;
         let since = node.attributes_set();
         let sealed = self
-            .with_carrier(node, |carrier| carrier.get(&disk_name).map_err(no_attribute))
+            .carrier(node)
+            .and_then(|carrier| carrier.get(&disk_name).map_err(no_attribute))
             .inspect_err(|error| {
                 if let (Some(absent), FsError::NoAttribute, false) = (absent, error, self.options.shared) {
                     node.found_without(absent, since);
@@ -350,27 +346,26 @@ impl Fs {
     /// What llistxattr(2) gives.
     pub fn list_xattrs(&self, id: u64, caller_is_root: bool) -> FsResult<Vec<u8>> {
         let node = self.node(id)?;
-        self.with_carrier(&node, |carrier| {
-            let mut names = Vec::new();
-            for disk_name in carrier.list()? {
-                let Some(hash) = XattrHash::from_disk_name(&disk_name) else {
-                    continue;
-                };
-                let sealed = match carrier.get(&hash.disk_name(is_plain(&node))) {
-                    // Removed since it was listed.
-                    Err(error) if error.raw_os_error() == Some(libc::ENODATA) => continue,
-                    sealed => sealed?,
-                };
-                let (name, _) = self.open_xattr(&node, hash, &sealed)?;
-                // As the kernel does: attributes of the administrator show to the administrator only, and lists where they count.
-                let hidden = (!caller_is_root && name.starts_with(b"trusted.")) || (is_acl(&name) && !self.options.acl);
-                if !hidden {
-                    names.extend_from_slice(&name);
-                    names.push(0);
-                }
+        let carrier = self.carrier(&node)?;
+        let mut names = Vec::new();
+        for disk_name in carrier.list()? {
+            let Some(hash) = XattrHash::from_disk_name(&disk_name) else {
+                continue;
+            };
+            let sealed = match carrier.get(&hash.disk_name(is_plain(&node))) {
+                // Removed since it was listed.
+                Err(error) if error.raw_os_error() == Some(libc::ENODATA) => continue,
+                sealed => sealed?,
+            };
+            let (name, _) = self.open_xattr(&node, hash, &sealed)?;
+            // As the kernel does: attributes of the administrator show to the administrator only, and lists where they count.
+            let hidden = (!caller_is_root && name.starts_with(b"trusted.")) || (is_acl(&name) && !self.options.acl);
+            if !hidden {
+                names.extend_from_slice(&name);
+                names.push(0);
             }
-            Ok(names)
-        })
+        }
+        Ok(names)
     }
 
     /// Removes an attribute.

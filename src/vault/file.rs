@@ -234,6 +234,12 @@ impl VaultFile {
         Ok(stat)
     }
 
+    /// Returns the size of its content, in bytes; nothing where there are zeros in it that nobody wrote.
+    pub fn size(&self) -> Option<u64> {
+        let content = self.content().map(|content| content.size().0);
+        content.or((!self.is_zeros).then_some(0))
+    }
+
     /// Makes the file durable; its attributes and names too, unless it is for its data only.
     ///
     /// # Errors
