@@ -940,6 +940,37 @@ fn stopped(sample: &Sample, words: &str) -> std::process::Child {
     while ioctl_fionread(out).unwrap().max(ioctl_fionread(err).unwrap()) < 60_000 {
         thread::sleep(Duration::from_millis(5));
     }
+#[test]
+fn what_is_put_in_the_way_of_roots_repair_is_not_given_away() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    const OWNER: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
+        return eprintln!("SKIPPED: only root repairs the vault of someone else");
+    }
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    for entry in all_below(&sample.vault()) {
+        std::os::unix::fs::lchown(&entry, Some(OWNER), Some(OWNER)).unwrap();
+    }
+    let lost = sample.vault().join("lost+found.hush");
+    let owner_of = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+    // The owner of the vault can rename a file or a directory of root's that is in it.
+    fs::write(&lost, "root's").unwrap();
+    assert_eq!(sample.run("fsck --repair").code, 8);
+    assert_eq!(owner_of(&lost), 0);
+    fs::remove_file(&lost).unwrap();
+    fs::create_dir(&lost).unwrap();
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(lost.join("secret"), "root's").unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 1, "{}{}", told.out, told.err);
+    for (path, owner) in [("", 0), ("secret", 0), ("1", OWNER)] {
+        assert_eq!(owner_of(&lost.join(path)), owner, "{path:?}");
+    }
+}
+
     child
 }
 
