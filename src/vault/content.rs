@@ -683,17 +683,39 @@ impl<S: Storage> Content<S> {
         Ok(())
     }
 
-    /// Adds up the terms of blocks as they are; of none where the sum is not known.
+    /// Adds up the terms of blocks as they are, which are in the sum; of none where that is not known.
     ///
     /// Who writes to the vault can zero a block a moment before it is overwritten or freed. Taken for a hole, it would leave its term in the sum: put back
     /// where there is a hole then, it would be what the seal speaks of.
     fn terms(&self, state: &ContentState, first: BlockIndex, last: BlockIndex) -> Result<BlockSum, ContentError> {
-        let mut terms = BlockSum::default();
-        if state.sum.is_none() {
-            return Ok(terms);
+        let Some(sum) = state.sum else {
+            return Ok(BlockSum::default());
+        };
+        let within = first.0..last.0 + 1;
+        let (terms, zeros) = self.add_up(state, within.clone())?;
+        match zeros {
+            Some(block) if !state.preamble.sparse => {
+                // A crash can have left zeros, too: then the file was sealed with them, and they are not in its sum.
+                let (before, _) = self.add_up(state, 0..first.0)?;
+                let (terms, _) = self.add_up(state, within)?;
+                let (mut all, _) = self.add_up(state, last.0 + 1..self.layout.block_count(state.size))?;
+                all += before;
+                all += terms;
+                if all == sum {
+                    Ok(terms)
+                } else {
+                    Err(ContentError::Damaged(block))
+                }
+            }
+            _ => Ok(terms),
         }
-        let mut index = first.0;
-        while index <= last.0 {
+    }
+
+    /// Adds up the terms of blocks from their tags; returns the first of which there are zeros, too.
+    fn add_up(&self, state: &ContentState, blocks: Range<u64>) -> Result<(BlockSum, Option<BlockIndex>), ContentError> {
+        let (mut terms, mut zeros) = (BlockSum::default(), None);
+        let mut index = blocks.start;
+        while index < blocks.end {
             let block = BlockIndex(index);
             let len = self.layout.plain_len(block, state.size);
             if len == 0 {
@@ -704,9 +726,10 @@ impl<S: Storage> Content<S> {
             index += 1;
             if got == TAG_SIZE && tag != [0; TAG_SIZE] {
                 terms += self.seal_key.term(block, &tag);
-            } else if !state.preamble.sparse {
-                return Err(ContentError::Damaged(block));
-            } else if index <= last.0 {
+                continue;
+            }
+            zeros.get_or_insert(block);
+            if index < blocks.end {
                 // A hole has no tag, and no term.
                 let Some(next) = self.skip_hole(BlockIndex(index))? else {
                     break;
@@ -714,7 +737,7 @@ impl<S: Storage> Content<S> {
                 index = next.0;
             }
         }
-        Ok(terms)
+        Ok((terms, zeros))
     }
 
     /// Returns the first block from `block` on that is not in a hole of the storage; nothing when none follows.

@@ -323,6 +323,45 @@ fn a_block_that_is_zeroed_before_it_is_freed_or_overwritten_does_not_stay_in_the
 }
 
 #[test]
+fn zeros_that_a_crash_has_left_can_be_overwritten_and_freed() {
+    type Change = fn(&Content<Memory>) -> Result<(), ContentError>;
+    let changes: [Change; 4] = [
+        |content| content.write(PlainOffset(4096), &[9; 4096]),
+        |content| content.punch(PlainOffset(0), 3 * 4096),
+        |content| content.set_size(PlainSize(4096)),
+        |content| content.set_size(PlainSize(5)),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let memory = Memory::default();
+        create(&memory).write(PlainOffset(0), &pattern(4 * 4096, 1)).unwrap();
+        // The size was durable before two of the blocks.
+        zero_block(&memory, 1);
+        zero_block(&memory, 2);
+        let content = load(&memory).unwrap();
+        assert!(seal(&content));
+        let content = load(&memory).unwrap();
+        let damaged = read_all(&content);
+        assert!(
+            matches!(damaged, Err(ContentError::Damaged(BlockIndex(1)))),
+            "{damaged:?}"
+        );
+        let old = zero_block(&memory, 0);
+        let refused = content.write(PlainOffset(4096), &[9; 4096]);
+        assert!(
+            matches!(refused, Err(ContentError::Damaged(_))),
+            "one more is zero: {refused:?}"
+        );
+        put_block(&memory, 0, &old);
+        change(&content).unwrap_or_else(|error| panic!("change {number}: {error}"));
+        if number == 0 {
+            content.write(PlainOffset(2 * 4096), &[9; 4096]).unwrap();
+        }
+        assert!(seal(&content));
+        load(&memory).unwrap().verify(|_| ()).unwrap();
+    }
+}
+
+#[test]
 fn cutting_to_nothing_reads_nothing_and_what_is_written_then_is_sealed_well() {
     let memory = Memory::default();
     let content = create(&memory);
