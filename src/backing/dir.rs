@@ -259,8 +259,7 @@ impl Dir {
         let file = self.write_replacement(name, temporary, bytes)?;
         if is_new {
             // As in a replacement: it matters where root works on what is someone else's.
-            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-            let _ = fs::fchown(file.fd(), Some(uid), Some(gid));
+            let _ = file.chown(owner.st_uid, owner.st_gid);
         }
         self.put_in_place(name, temporary, &file)
     }
@@ -287,11 +286,7 @@ impl Dir {
             && FileType::from_raw_mode(old.st_mode) == FileType::RegularFile
         {
             // Root may work on a vault of someone else's, who must be able to read the new version. Who is not root has no owner to give.
-            let _ = fs::fchown(
-                file.fd(),
-                Some(Uid::from_raw(old.st_uid)),
-                Some(Gid::from_raw(old.st_gid)),
-            );
+            let _ = file.chown(old.st_uid, old.st_gid);
             let _ = fs::fchmod(file.fd(), Mode::from_raw_mode(old.st_mode & 0o777));
         }
         Ok(file)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, AtFlags, FallocateFlags, SeekFrom, Stat, StatxFlags, Timespec, Timestamps, XattrFlags},
+    fs::{self, AtFlags, FallocateFlags, Gid, SeekFrom, Stat, StatxFlags, Timespec, Timestamps, Uid, XattrFlags},
     io::Errno,
 };
 
@@ -116,6 +116,19 @@ impl BackingFile {
     /// What fstat(2) gives.
     pub fn stat(&self) -> io::Result<Stat> {
         Ok(fs::fstat(&self.fd)?)
+    }
+
+    /// Changes the file's owner and group.
+    ///
+    /// # Errors
+    ///
+    /// What fchown(2) gives.
+    pub fn chown(&self, uid: u32, gid: u32) -> io::Result<()> {
+        Ok(fs::fchown(
+            &self.fd,
+            Some(Uid::from_raw(uid)),
+            Some(Gid::from_raw(gid)),
+        )?)
     }
 
     /// Returns which inode the file is.

@@ -187,7 +187,7 @@ impl BlockCipher {
         for (plain, sealed) in drawn_for.zip(into) {
             let plain = plain.chunks(run.block_size);
             let nonces = &mut nonces[..plain.len() * nonce_size];
-            random::fill_nonces(nonces);
+            random::fill(nonces);
             let sealed = sealed.chunks_mut(run.block_size + suite.overhead());
             assert_eq!(plain.len(), sealed.len());
             for ((plain, sealed), nonce) in plain.zip(sealed).zip(nonces.chunks_exact(nonce_size)) {

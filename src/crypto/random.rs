@@ -1,4 +1,7 @@
-//! Random bytes: keys and ids from the operating system, nonces from a generator seeded by it.
+//! Random bytes: keys, ids, salts and nonces, all from the operating system.
+//!
+//! A generator of the process's own would go on from the same state in each copy of a virtual machine, and give the same nonces for other blocks. The
+//! kernel is told of a copy (vmgenid).
 
 use zeroize::Zeroizing;
 
@@ -11,20 +14,6 @@ use super::{KEY_SIZE, keys::KeyBytes, locked::LockedKey};
 /// When the operating system has no randomness to give: nothing sensible can follow.
 pub fn fill(out: &mut [u8]) {
     getrandom::fill(out).expect("the operating system's random generator works");
-}
-
-/// Fills `out` with nonces and salts: from a generator of this thread, seeded by the operating system, without a system call each.
-///
-/// Keys and ids come from [`fill`].
-pub fn fill_nonces(out: &mut [u8]) {
-    rand::Rng::fill_bytes(&mut rand::rng(), out);
-}
-
-/// Returns a nonce or salt; see [`fill_nonces`].
-pub fn nonce<const N: usize>() -> [u8; N] {
-    let mut out = [0; N];
-    fill_nonces(&mut out);
-    out
 }
 
 /// Returns an array of random bytes.

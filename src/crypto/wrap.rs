@@ -55,7 +55,7 @@ impl Derived {
 
 /// Wraps 32 secret bytes under `kek`, bound to `aad`.
 pub fn wrap(kek: &[u8; KEY_SIZE], aad: &[u8], secret: &[u8; KEY_SIZE]) -> Wrapped {
-    wrap_with_salt(kek, aad, secret, &random::nonce())
+    wrap_with_salt(kek, aad, secret, &random::bytes())
 }
 
 fn wrap_with_salt(kek: &[u8; KEY_SIZE], aad: &[u8], secret: &[u8; KEY_SIZE], salt: &[u8; SALT_SIZE]) -> Wrapped {

@@ -53,7 +53,7 @@ pub fn seal(key: &SivKey, target: &[u8]) -> Result<SealedTarget, FormatError> {
     if target.is_empty() || target.len() > TARGET_MAX {
         return Err(FormatError::OutOfRange("length of the target"));
     }
-    let nonce = random::nonce();
+    let nonce = random::bytes();
     let sealed = |aad: &[u8]| [&nonce[..], &siv::seal(key.as_bytes(), &nonce, aad, target)].concat();
     let text = BASE64URL_NOPAD.encode(&sealed(b""));
     if text.len() <= TARGET_MAX {

@@ -202,7 +202,7 @@ impl Preamble {
 
     /// Encodes the preamble, with a new nonce for the sum's mask.
     pub fn encode(&self, key: &SealKey) -> [u8; SIZE] {
-        let nonce: [u8; 16] = random::nonce();
+        let nonce: [u8; 16] = random::bytes();
         let mut out = [0; SIZE];
         out[..8].copy_from_slice(MAGIC);
         out[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());

@@ -68,7 +68,7 @@ impl XattrKeys {
         }
         let len = u16::try_from(name.len()).expect("at most XATTR_NAME_MAX");
         let plain = [&len.to_le_bytes()[..], name, value].concat();
-        let nonce = random::nonce();
+        let nonce = random::bytes();
         let sealed = siv::seal(self.value.as_bytes(), &nonce, &self.hash(name).0, &plain);
         Ok([&nonce[..], &sealed].concat())
     }

@@ -9,7 +9,7 @@ use rustix::fs::{RenameFlags, XattrFlags};
 
 use super::finding::join;
 use crate::{
-    backing::{Dir, Storage},
+    backing::{BackingFile, Dir, Storage},
     format::name::LOST_AND_FOUND,
 };
 
@@ -62,10 +62,9 @@ impl Lost {
         let (to, path) = self.directory_for(above)?;
         let mut made = None;
         let name = first_free(&format!("{entry}.{suffix}"), |name| {
-            made = Some(to.create_file(name, 0o600)?);
+            made = Some(self.create(&to, name)?);
             Ok(())
         })?;
-        self.give(&to, &name)?;
         if let Some(file) = made {
             let mut buffer = vec![0; CHUNK];
             let mut at = range.start;
@@ -94,10 +93,9 @@ impl Lost {
         let (to, path) = self.directory_for(above)?;
         let mut made = None;
         let name = first_free(&format!("{entry}.xattr"), |name| {
-            made = Some(to.create_file(name, 0o600)?);
+            made = Some(self.create(&to, name)?);
             Ok(())
         })?;
-        self.give(&to, &name)?;
         if let Some(file) = made {
             file.set_xattr(attribute, value, XattrFlags::empty())?;
             file.sync_all()?;
@@ -114,8 +112,7 @@ impl Lost {
         let (run, path) = self.run.as_ref().expect("begun above");
         let (mut dir, mut path) = (run.open_dir(".")?, path.clone());
         for name in above.split('/').filter(|name| !name.is_empty()) {
-            self.make(&dir, name)?;
-            dir = dir.open_dir(name)?;
+            dir = self.make(&dir, name)?;
             path = format!("{path}/{name}");
         }
         Ok((dir, path))
@@ -123,10 +120,7 @@ impl Lost {
 
     /// Makes the directory of this run.
     fn begin(&self) -> io::Result<(Dir, String)> {
-        self.make(&self.root, LOST_AND_FOUND)?;
-        // Also where a run that was killed has made it.
-        self.give(&self.root, LOST_AND_FOUND)?;
-        let lost = self.root.open_dir(LOST_AND_FOUND)?;
+        let lost = self.make(&self.root, LOST_AND_FOUND)?;
         let mut number = 1;
         let name = loop {
             let name = number.to_string();
@@ -135,29 +129,51 @@ impl Lost {
                 result => break result.map(|()| name)?,
             }
         };
-        self.give(&lost, &name)?;
-        lost.sync()?;
         let run = lost.open_dir(&name)?;
+        self.give(&run)?;
+        lost.sync()?;
         Ok((run, format!("{LOST_AND_FOUND}/{name}")))
     }
 
-    /// Makes a directory, durably, unless it is there.
-    fn make(&self, dir: &Dir, name: &str) -> io::Result<()> {
-        match dir.mkdir(name, 0o700) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            result => result?,
+    /// Makes a directory, durably, unless it is there, and opens it.
+    fn make(&self, dir: &Dir, name: &str) -> io::Result<Dir> {
+        let is_new = match dir.mkdir(name, 0o700) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            result => result.map(|()| true)?,
+        };
+        let made = dir.open_dir(name)?;
+        self.give(&made)?;
+        if is_new {
+            dir.sync()?;
         }
-        self.give(dir, name)?;
-        dir.sync()
+        Ok(made)
     }
 
-    /// Gives something that was made to who owns the vault, as if they had made it, where root repairs it.
-    fn give(&self, dir: &Dir, name: &str) -> io::Result<()> {
+    /// Creates a file that was not there.
+    fn create(&self, dir: &Dir, name: &str) -> io::Result<BackingFile> {
+        let file = dir.create_file(name, 0o600)?;
         let owner = self.root.stat_self()?;
         // Who is not root has no owner to give.
-        let _ = dir.chown(name, Some(owner.st_uid), Some(owner.st_gid));
+        let _ = file.chown(owner.st_uid, owner.st_gid);
+        Ok(file)
+    }
+
+    /// Gives a directory that was made, also by a run that was killed, to who owns the vault, as if they had made it, where root repairs it.
+    ///
+    /// By what is open, and only where nothing is in it: who may write to the vault can put something else of root's under its name meanwhile.
+    fn give(&self, dir: &Dir) -> io::Result<()> {
+        let owner = self.root.stat_self()?;
+        if dir.stat_self()?.st_uid != owner.st_uid && is_empty(dir)? {
+            let _ = dir.chown_self(Some(owner.st_uid), Some(owner.st_gid));
+        }
         Ok(())
     }
+}
+
+fn is_empty(dir: &Dir) -> io::Result<bool> {
+    let mut is_empty = true;
+    dir.each_entry(|entry| is_empty &= matches!(entry.name, b"." | b".."))?;
+    Ok(is_empty)
 }
 
 /// Takes a path apart into that of the directory and the name in it.

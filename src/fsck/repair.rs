@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
 };
 
-use rustix::fs::{RenameFlags, Timespec};
+use rustix::fs::{FileType, RenameFlags, Stat, Timespec};
 
 use super::{
     finding::{Finding, Problem, Severity, join, unusable},
@@ -133,6 +133,8 @@ pub enum Why {
     Unproved(DirectoryId),
     /// There is nothing in a directory to say which it is, and it may be this one: it has a key of its own, and is nowhere else.
     MayHaveKey(DirectoryId),
+    /// A file has more links than names were found, and there may be some at these paths, which cannot be looked at.
+    OtherNames(Vec<String>),
     /// Its key is not at hand.
     NoKey,
     /// Without the attribute more users might reach the file.
@@ -156,6 +158,11 @@ impl fmt::Display for Why {
                 "it may be directory {id}, for which a key was chosen and which is nowhere else: take its {} from a backup, or \
                  forget that choice with `hushfs vault encryption unset --gone` and set the key anew",
                 name::DIRECTORY_HEADER
+            ),
+            Why::OtherNames(paths) => write!(
+                f,
+                "it is linked to more than its name, perhaps to one in {}: mend that first",
+                paths.join(", ")
             ),
             Why::NoKey => f.write_str("its key is not at hand"),
             Why::AccessList => f.write_str("it says who may use the file: set it anew"),
@@ -207,6 +214,7 @@ pub fn repair(
             },
             findings: Vec::new(),
             directories: BTreeMap::new(),
+            links: HashMap::new(),
         };
         survey.note_directory(vault.root_keys().id, b"");
         walk(vault, root, &[] as &[PathBuf], &mut survey)?;
@@ -214,6 +222,7 @@ pub fn repair(
             summary,
             findings,
             directories,
+            links,
             ..
         } = survey;
         let (leftovers, others): (Vec<_>, Vec<_>) = findings.into_iter().partition(is_leftover);
@@ -222,6 +231,10 @@ pub fn repair(
             vault,
             root,
             claimed: claimed(vault, root, &directories, &others),
+            names: Names {
+                hidden: hidden(root, &others),
+                found: links,
+            },
             directories,
             accepted: &accepted,
             sources,
@@ -286,6 +299,8 @@ struct Survey<'s> {
     findings: Vec<Finding>,
     /// Directories that can be used, by their ids: their paths on disk. Two may have one id (docs/FORMAT.md section 6.2).
     directories: BTreeMap<DirectoryId, Vec<Vec<u8>>>,
+    /// How many names were found of files that have several links, by their inode numbers.
+    links: HashMap<u64, usize>,
 }
 
 impl Survey<'_> {
@@ -300,6 +315,13 @@ impl Visitor for Survey<'_> {
             Content::Directory(id) => {
                 self.summary.directories += 1;
                 self.note_directory(id, &entry.place.disk_path);
+            }
+            Content::File(_) if entry.stat.st_nlink > 1 => {
+                self.summary.files += 1;
+                // A link under the name of a sync tool's copy is anyone's.
+                let is_own = split(&entry.place.disk_path)
+                    .is_ok_and(|(_, disk)| matches!(name::shape(disk.as_bytes()), Shape::Inline(_) | Shape::Long));
+                *self.links.entry(entry.stat.st_ino).or_default() += usize::from(is_own);
             }
             _ => self.summary.files += 1,
         }
@@ -371,6 +393,68 @@ fn claimed(
         }
     }
     claimed
+}
+
+/// Which names files have. How many links one has says nothing: who can write to the vault can link it to any name.
+struct Names {
+    /// How many names were found of files that have several links, by their inode numbers.
+    found: HashMap<u64, usize>,
+    /// What could not be looked at.
+    hidden: Vec<Hidden>,
+}
+
+impl Names {
+    /// Tells whether a file has several names of the vault.
+    fn are_several(&self, stat: &Stat) -> Result<bool, Why> {
+        let are_several = self.found.get(&stat.st_ino).is_some_and(|&found| found > 1);
+        if stat.st_nlink == 1 || are_several {
+            return Ok(are_several);
+        }
+        let may_be_in = |hidden: &&Hidden| hidden.inode.is_none_or(|inode| inode == stat.st_ino);
+        let paths: Vec<_> = self
+            .hidden
+            .iter()
+            .filter(may_be_in)
+            .map(|hidden| hidden.path.clone())
+            .collect();
+        if paths.is_empty() {
+            Ok(false)
+        } else {
+            Err(Why::OtherNames(paths))
+        }
+    }
+}
+
+/// Something that could not be looked at.
+struct Hidden {
+    path: String,
+    /// Its inode number; nothing for what may have names in it.
+    inode: Option<u64>,
+}
+
+/// Returns what could not be looked at, and may be other names of files.
+fn hidden(root: &Dir, findings: &[Finding]) -> Vec<Hidden> {
+    let not_shown = findings.iter().filter(|finding| {
+        matches!(
+            finding.problem,
+            Problem::NameUnopened(_)
+                | Problem::Unusable(_)
+                | Problem::DirectoryHeaderMissing(_)
+                | Problem::Unreadable(_)
+                | Problem::Malformed(_)
+        )
+    });
+    let hidden = not_shown.map(|finding| {
+        let stat = split(&finding.disk_path).and_then(|(above, disk)| {
+            open_path(root, above.as_bytes())?.stat(if disk.is_empty() { "." } else { disk })
+        });
+        let is_file = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
+        Hidden {
+            path: String::from_utf8_lossy(&finding.disk_path).into_owned(),
+            inode: stat.ok().filter(is_file).map(|stat| stat.st_ino),
+        }
+    });
+    hidden.collect()
 }
 
 /// The names on disk in a directory that say which one it is.
@@ -470,6 +554,7 @@ struct Mender<'m> {
     root: &'m Dir,
     directories: BTreeMap<DirectoryId, Vec<Vec<u8>>>,
     claimed: HashMap<DirectoryId, BTreeSet<Vec<u8>>>,
+    names: Names,
     /// Paths in the view of directories of which the user says that what is in them belongs there.
     accepted: &'m BTreeSet<Vec<u8>>,
     sources: Sources,
@@ -608,6 +693,7 @@ impl Mender<'_> {
         let name = self.sealed_name(site)?;
         let backing = site.dir.open_file(&site.disk, false)?;
         let stat = backing.stat()?;
+        let several_names = self.names.are_several(&stat)?;
         let at = FoundAt {
             directory: site.keys.id,
             name: &name,
@@ -642,7 +728,7 @@ impl Mender<'_> {
             let was_cut = content.being_cut_to().is_some();
             content
                 .finish_seal(ticket, Some(mtime), |key| {
-                    (stat.st_nlink == 1).then(|| key.place(site.keys.id, &name))
+                    (!several_names).then(|| key.place(site.keys.id, &name))
                 })
                 .map_err(VaultError::from)?;
             if was_cut {

@@ -315,7 +315,7 @@ impl Chooser<'_> {
         let Some(part) = self.readers.options.sample else {
             return true;
         };
-        let drawn = u64::from_le_bytes(random::nonce()) as f64 / u64::MAX as f64;
+        let drawn = u64::from_le_bytes(random::bytes()) as f64 / u64::MAX as f64;
         drawn < part
     }
 }

@@ -10,7 +10,7 @@ mod verify;
 
 use std::{cell::RefCell, cmp::Ordering, fmt, io, ops::Range, thread::LocalKey};
 
-use rustix::fs::Timespec;
+use rustix::{fs::Timespec, io::Errno};
 
 use crate::{
     backing::{ShortWrite, Storage},
@@ -647,9 +647,14 @@ impl<S: Storage> Content<S> {
     fn store_block(&self, state: &mut ContentState, block: BlockIndex, plain: &[u8]) -> Result<(), ShortWrite> {
         let mut sealed = vec![0; self.layout.sealed_len(plain.len() as u64) as usize];
         let added = self.seal_run(block, plain, &mut sealed);
-        // Whatever is there when tags cannot be read, the sum is computed anew.
-        if self.forget_terms(state, block, block).is_err() {
-            state.sum = None;
+        match self.forget_terms(state, block, block) {
+            Ok(()) => {}
+            Err(ContentError::Damaged(_)) => {
+                let error = Errno::IO.into();
+                return Err(ShortWrite { written: 0, error });
+            }
+            // Whatever is there when tags cannot be read, the sum is computed anew.
+            Err(_) => state.sum = None,
         }
         state.changes += 1;
         let result = self.storage.write_at(&sealed, self.layout.cipher_start(block).0);
@@ -671,9 +676,46 @@ impl<S: Storage> Content<S> {
 
     /// Takes the blocks as they are out of the sum, before they are overwritten or freed.
     fn forget_terms(&self, state: &mut ContentState, first: BlockIndex, last: BlockIndex) -> Result<(), ContentError> {
-        let Some(mut sum) = state.sum else { return Ok(()) };
-        let mut index = first.0;
-        while index <= last.0 {
+        let terms = self.terms(state, first, last)?;
+        if let Some(sum) = &mut state.sum {
+            *sum -= terms;
+        }
+        Ok(())
+    }
+
+    /// Adds up the terms of blocks as they are, which are in the sum; of none where that is not known.
+    ///
+    /// Who writes to the vault can zero a block a moment before it is overwritten or freed. Taken for a hole, it would leave its term in the sum: put back
+    /// where there is a hole then, it would be what the seal speaks of.
+    fn terms(&self, state: &ContentState, first: BlockIndex, last: BlockIndex) -> Result<BlockSum, ContentError> {
+        let Some(sum) = state.sum else {
+            return Ok(BlockSum::default());
+        };
+        let within = first.0..last.0 + 1;
+        let (terms, zeros) = self.add_up(state, within.clone())?;
+        match zeros {
+            Some(block) if !state.preamble.sparse => {
+                // A crash can have left zeros, too: then the file was sealed with them, and they are not in its sum.
+                let (before, _) = self.add_up(state, 0..first.0)?;
+                let (terms, _) = self.add_up(state, within)?;
+                let (mut all, _) = self.add_up(state, last.0 + 1..self.layout.block_count(state.size))?;
+                all += before;
+                all += terms;
+                if all == sum {
+                    Ok(terms)
+                } else {
+                    Err(ContentError::Damaged(block))
+                }
+            }
+            _ => Ok(terms),
+        }
+    }
+
+    /// Adds up the terms of blocks from their tags; returns the first of which there are zeros, too.
+    fn add_up(&self, state: &ContentState, blocks: Range<u64>) -> Result<(BlockSum, Option<BlockIndex>), ContentError> {
+        let (mut terms, mut zeros) = (BlockSum::default(), None);
+        let mut index = blocks.start;
+        while index < blocks.end {
             let block = BlockIndex(index);
             let len = self.layout.plain_len(block, state.size);
             if len == 0 {
@@ -683,8 +725,11 @@ impl<S: Storage> Content<S> {
             let got = self.storage.read_at(&mut tag, self.layout.tag_start(block, len).0)?;
             index += 1;
             if got == TAG_SIZE && tag != [0; TAG_SIZE] {
-                sum -= self.seal_key.term(block, &tag);
-            } else if index <= last.0 {
+                terms += self.seal_key.term(block, &tag);
+                continue;
+            }
+            zeros.get_or_insert(block);
+            if index < blocks.end {
                 // A hole has no tag, and no term.
                 let Some(next) = self.skip_hole(BlockIndex(index))? else {
                     break;
@@ -692,8 +737,7 @@ impl<S: Storage> Content<S> {
                 index = next.0;
             }
         }
-        state.sum = Some(sum);
-        Ok(())
+        Ok((terms, zeros))
     }
 
     /// Returns the first block from `block` on that is not in a hole of the storage; nothing when none follows.
@@ -830,7 +874,8 @@ impl<S: Storage> Content<S> {
             Ordering::Equal => Ok(()),
             Ordering::Greater => self.extend(&mut state, new),
         };
-        if result.is_err() {
+        // What is damaged is seen before anything changes; and a sum that is computed anew would take what is there then for right.
+        if !matches!(result, Ok(()) | Err(ContentError::Damaged(_))) {
             state.sum = None;
         }
         result
@@ -974,6 +1019,12 @@ impl<S: Storage> Content<S> {
         } else {
             end / block_size
         };
+        // Before the file is one with holes: none of them is one yet, where it has none.
+        let terms = if first_whole < end_whole {
+            self.terms(&state, BlockIndex(first_whole), BlockIndex(end_whole - 1))?
+        } else {
+            BlockSum::default()
+        };
         self.start_change(&mut state, first_whole < end_whole)?;
         let edges = [offset.0 / block_size, (end - 1) / block_size];
         for (i, &index) in edges.iter().enumerate() {
@@ -992,7 +1043,9 @@ impl<S: Storage> Content<S> {
             self.replace_block(&mut state, block, &plain, &old)?;
         }
         if first_whole < end_whole {
-            self.forget_terms(&mut state, BlockIndex(first_whole), BlockIndex(end_whole - 1))?;
+            if let Some(sum) = &mut state.sum {
+                *sum -= terms;
+            }
             let from = self.layout.cipher_start(BlockIndex(first_whole)).0;
             let to = self.layout.cipher_start(BlockIndex(end_whole)).0;
             let to = to.min(self.layout.cipher_size(state.size).0);

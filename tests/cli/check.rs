@@ -12,6 +12,7 @@ use std::{
 };
 
 use hushfs::{
+    crypto::seal::SealKey,
     format::preamble::{Places, Preamble, State, UnverifiedPreamble},
     fs::{Caller, Fs, NameIn, ROOT},
     keystore::{KeyFile, SlotChoice, Unlock},
@@ -536,6 +537,80 @@ fn leave_open(sample: &Sample, name: &str, bytes: &[u8]) {
     write(&fs, NameIn { parent: ROOT, name }, bytes, caller);
 }
 
+/// Gives a file that is left open another name in a directory, and leaves it open.
+fn link_and_leave_open(sample: &Sample, name: &str, (directory, other): (&str, &str)) {
+    let (fs, _home, _) = unmounted::fs_of(open(&sample.vault()), false);
+    let id = fs.look_up(ROOT, name.as_bytes()).unwrap().node.id;
+    let parent = match directory {
+        "" => ROOT,
+        name => fs.look_up(ROOT, name.as_bytes()).unwrap().node.id,
+    };
+    let name = other.as_bytes();
+    fs.link(id, NameIn { parent, name }).unwrap();
+}
+
+/// Tells whether a sealed file may be found under one name only.
+fn is_placed(sample: &Sample, path: &str) -> bool {
+    let bytes = fs::read(sample.disk(path)).unwrap();
+    let preamble = UnverifiedPreamble::decode(&bytes[..PREAMBLE]).unwrap();
+    let preamble = preamble.verify(&seal_key(sample, path)).unwrap();
+    assert_eq!(preamble.state, State::Sealed, "{path}");
+    preamble.places.current.is_some()
+}
+
+#[test]
+fn a_link_that_someone_makes_does_not_take_its_name_from_a_file_that_is_repaired() {
+    let mut sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    sample.plain.insert("open".to_owned(), vec![b'o'; BLOCK]);
+    let disk = sample.disk("open");
+    let copy = format!("{} (copy)", disk.file_name().unwrap().to_str().unwrap());
+    for link in [".link-x", &copy] {
+        fs::hard_link(&disk, sample.vault().join(link)).unwrap();
+    }
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 1, "{}{}", told.out, told.err);
+    assert!(is_placed(&sample, "open"));
+    fs::remove_file(sample.vault().join(copy)).unwrap();
+    assert_eq!(sample.read_all(), sample.plain);
+}
+
+#[test]
+fn a_file_with_several_names_is_sealed_for_all_of_them() {
+    let mut sample = Sample::new();
+    for (name, other) in [("open", ("", "second")), ("open-too", ("dir", "second"))] {
+        leave_open(&sample, name, &[b'o'; BLOCK]);
+        link_and_leave_open(&sample, name, other);
+        let other = [other.0, other.1].join("/");
+        for name in [name, other.trim_start_matches('/')] {
+            sample.plain.insert(name.to_owned(), vec![b'o'; BLOCK]);
+        }
+    }
+    sample.repair_all(&[]);
+    assert!(!is_placed(&sample, "open") && !is_placed(&sample, "open-too"));
+}
+
+#[test]
+fn a_file_that_may_have_another_name_where_nobody_can_look_stays_open() {
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    link_and_leave_open(&sample, "open", ("dir", "second"));
+    let header = sample.header("dir/second");
+    let aside = sample.place.path("header");
+    fs::rename(&header, &aside).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}{}", told.out, told.err);
+    assert!(
+        told.out
+            .contains("left: it is linked to more than its name, perhaps to one in "),
+        "{}",
+        told.out
+    );
+    fs::rename(&aside, &header).unwrap();
+    assert_eq!(sample.run("fsck --repair").code, 1);
+    assert!(!is_placed(&sample, "dir/second"));
+}
+
 #[test]
 fn a_file_left_open_is_named_and_sealed() {
     let mut sample = Sample::new();
@@ -662,17 +737,22 @@ fn a_cut_is_finished_once_what_it_takes_away_is_kept() {
     assert!(fs::read(&disk).unwrap() == before);
 }
 
-/// Has a file begin as a kill in the middle of a cut to a size leaves it.
-fn mark_as_being_cut(sample: &Sample, path: &str, size: u64) {
+fn seal_key(sample: &Sample, path: &str) -> SealKey {
     let (vault, home) = open(&sample.vault()).into_vault();
     let located = vault.locate(home.dir(), Path::new(path)).unwrap();
-    let disk = sample.disk(path);
-    let preamble = UnverifiedPreamble::decode(&fs::read(&disk).unwrap()[..PREAMBLE]).unwrap();
+    let preamble = UnverifiedPreamble::decode(&fs::read(sample.disk(path)).unwrap()[..PREAMBLE]).unwrap();
     let header = vault
         .load_header(&located.dir, located.directory(), preamble.file())
         .unwrap();
     let fields = &header.fields;
-    let key = header.data_key.seal_key(fields.file, fields.suite.number());
+    header.data_key.seal_key(fields.file, fields.suite.number())
+}
+
+/// Has a file begin as a kill in the middle of a cut to a size leaves it.
+fn mark_as_being_cut(sample: &Sample, path: &str, size: u64) {
+    let disk = sample.disk(path);
+    let preamble = UnverifiedPreamble::decode(&fs::read(&disk).unwrap()[..PREAMBLE]).unwrap();
+    let key = seal_key(sample, path);
     let cut = Preamble {
         state: State::Open,
         plain_size: PlainSize(size),
@@ -857,6 +937,37 @@ fn what_root_repairs_stays_the_owners() {
     for entry in all_below(&sample.vault()) {
         let meta = fs::symlink_metadata(&entry).unwrap();
         assert_eq!((meta.uid(), meta.gid()), (OWNER, OWNER), "{}", entry.display());
+    }
+}
+
+#[test]
+fn what_is_put_in_the_way_of_roots_repair_is_not_given_away() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    const OWNER: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
+        return eprintln!("SKIPPED: only root repairs the vault of someone else");
+    }
+    let sample = Sample::new();
+    leave_open(&sample, "open", &[b'o'; BLOCK]);
+    for entry in all_below(&sample.vault()) {
+        std::os::unix::fs::lchown(&entry, Some(OWNER), Some(OWNER)).unwrap();
+    }
+    let lost = sample.vault().join("lost+found.hush");
+    let owner_of = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+    // The owner of the vault can rename a file or a directory of root's that is in it.
+    fs::write(&lost, "root's").unwrap();
+    assert_eq!(sample.run("fsck --repair").code, 8);
+    assert_eq!(owner_of(&lost), 0);
+    fs::remove_file(&lost).unwrap();
+    fs::create_dir(&lost).unwrap();
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(lost.join("secret"), "root's").unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 1, "{}{}", told.out, told.err);
+    for (path, owner) in [("", 0), ("secret", 0), ("1", OWNER)] {
+        assert_eq!(owner_of(&lost.join(path)), owner, "{path:?}");
     }
 }
 

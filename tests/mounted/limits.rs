@@ -264,6 +264,68 @@ fn mount_with_descriptors(bench: &mut Bench, limit: u64) {
 }
 
 #[test]
+fn a_journal_is_applied_in_more_directories_than_there_may_be_open() {
+    const DESCRIPTORS: u64 = 256;
+    const DIRECTORIES: usize = 600;
+    if !can_limit() {
+        return;
+    }
+    let mut bench = with_directories(DIRECTORIES, 0);
+    bench.unmount();
+    bench.mount(&["--journal"]);
+    let path = |bench: &Bench, i| directory(bench, i).join("file");
+    let written = || (0..DIRECTORIES).step_by(30);
+    let write = |bench: &Bench, i, byte| {
+        let file = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path(bench, i));
+        let file = file.unwrap();
+        file.write_all_at(&[byte; 5 * 4096], 0).unwrap();
+        file.sync_all().unwrap();
+        file
+    };
+    let first: Vec<_> = written().map(|i| write(&bench, i, 1)).collect();
+    let before = data_files(&bench.vault());
+    assert_eq!(before.len(), first.len());
+    let second: Vec<_> = written().map(|i| write(&bench, i, 2)).collect();
+    bench.kill();
+    drop((first, second));
+    // As a power cut leaves them: what was written last had reached the journal alone.
+    for (path, bytes) in before {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .write_all_at(&bytes, 0)
+            .unwrap();
+    }
+    mount_with_descriptors(&mut bench, DESCRIPTORS);
+    for i in written() {
+        assert!(fs::read(path(&bench, i)).unwrap() == [2; 5 * 4096], "{i}");
+    }
+    bench.unmount();
+    bench.assert_whole("after the journal was applied");
+}
+
+/// Returns the data files of a vault and what is in them.
+fn data_files(vault: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let (mut found, mut waiting) = (Vec::new(), vec![vault.to_owned()]);
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_none() {
+                found.push((path.clone(), fs::read(path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
 fn few_descriptors_are_enough_for_many_files_and_too_many_open_ones_are_told_so() {
     const DESCRIPTORS: u64 = 256;
     if !can_limit() {

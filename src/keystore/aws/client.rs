@@ -379,6 +379,6 @@ pub fn backoff(attempts: u32) -> Duration {
     let limit = BACKOFF_FIRST
         .saturating_mul(1 << (attempts - 1).min(16))
         .min(BACKOFF_MAX);
-    let fraction = f64::from(u32::from_le_bytes(random::nonce())) / f64::from(u32::MAX);
+    let fraction = f64::from(u32::from_le_bytes(random::bytes())) / f64::from(u32::MAX);
     limit.mul_f64(fraction)
 }

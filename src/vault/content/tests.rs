@@ -262,6 +262,105 @@ fn a_sealed_file_is_bound_to_its_size_name_and_blocks() {
     assert!(matches!(elsewhere, Err(ContentError::Misplaced)));
 }
 
+/// Zeroes a block of a file that is being used, and returns what was there.
+fn zero_block(memory: &Memory, index: usize) -> Vec<u8> {
+    let mut inner = memory.0.lock().unwrap();
+    let block = &mut inner.bytes[256 + index * 4124..][..4124];
+    let old = block.to_vec();
+    block.fill(0);
+    old
+}
+
+fn put_block(memory: &Memory, index: usize, block: &[u8]) {
+    memory.0.lock().unwrap().bytes[256 + index * 4124..][..4124].copy_from_slice(block);
+}
+
+#[test]
+fn a_block_that_is_zeroed_before_it_is_freed_or_overwritten_does_not_stay_in_the_sum() {
+    type Change = fn(&Content<Memory>) -> Result<(), ContentError>;
+    let changes: [(usize, Change); 6] = [
+        (1, |content| content.punch(PlainOffset(4096), 4096)),
+        (1, |content| content.punch(PlainOffset(100), 9000)),
+        (3, |content| content.set_size(PlainSize(3 * 4096))),
+        (3, |content| content.set_size(PlainSize(2 * 4096 + 5))),
+        (1, |content| content.write(PlainOffset(4096), &[9; 4096])),
+        (3, |content| content.set_size(PlainSize(4 * 4096))),
+    ];
+    for (number, (block, change)) in changes.into_iter().enumerate() {
+        for is_sealed in [false, true] {
+            let memory = Memory::default();
+            let content = create(&memory);
+            content.write(PlainOffset(0), &pattern(2 * 4096, 3)).unwrap();
+            let older = memory.bytes()[256..256 + 4124].to_vec();
+            let written = pattern(4 * 4096 - 50, 1);
+            content.write(PlainOffset(0), &written).unwrap();
+            if is_sealed {
+                assert!(seal(&content));
+            }
+            let end = memory.bytes().len();
+            memory.0.lock().unwrap().bytes.resize(256 + 4 * 4124, 0);
+            let old = zero_block(&memory, block);
+            memory.0.lock().unwrap().bytes.truncate(end);
+            let refused = change(&content);
+            assert!(
+                matches!(refused, Err(ContentError::Damaged(BlockIndex(damaged))) if damaged == block as u64),
+                "change {number}, sealed: {is_sealed}: {refused:?}"
+            );
+            assert!(!content.is_sparse());
+            // Nothing was changed, and nothing forgotten: not even what an older block would be worth.
+            memory.0.lock().unwrap().bytes.resize(256 + 4 * 4124, 0);
+            put_block(&memory, block, &old);
+            memory.0.lock().unwrap().bytes.truncate(end);
+            assert_eq!(read_all(&content).unwrap(), written);
+            content.write(PlainOffset(4096), &[7; 4096]).unwrap();
+            assert!(seal(&content));
+            load(&memory).unwrap().verify(|_| ()).unwrap();
+            put_block(&memory, 0, &older);
+            let rolled_back = load(&memory).unwrap().verify(|_| ());
+            assert!(matches!(rolled_back, Err(ContentError::WrongSum)), "{rolled_back:?}");
+        }
+    }
+}
+
+#[test]
+fn zeros_that_a_crash_has_left_can_be_overwritten_and_freed() {
+    type Change = fn(&Content<Memory>) -> Result<(), ContentError>;
+    let changes: [Change; 4] = [
+        |content| content.write(PlainOffset(4096), &[9; 4096]),
+        |content| content.punch(PlainOffset(0), 3 * 4096),
+        |content| content.set_size(PlainSize(4096)),
+        |content| content.set_size(PlainSize(5)),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let memory = Memory::default();
+        create(&memory).write(PlainOffset(0), &pattern(4 * 4096, 1)).unwrap();
+        // The size was durable before two of the blocks.
+        zero_block(&memory, 1);
+        zero_block(&memory, 2);
+        let content = load(&memory).unwrap();
+        assert!(seal(&content));
+        let content = load(&memory).unwrap();
+        let damaged = read_all(&content);
+        assert!(
+            matches!(damaged, Err(ContentError::Damaged(BlockIndex(1)))),
+            "{damaged:?}"
+        );
+        let old = zero_block(&memory, 0);
+        let refused = content.write(PlainOffset(4096), &[9; 4096]);
+        assert!(
+            matches!(refused, Err(ContentError::Damaged(_))),
+            "one more is zero: {refused:?}"
+        );
+        put_block(&memory, 0, &old);
+        change(&content).unwrap_or_else(|error| panic!("change {number}: {error}"));
+        if number == 0 {
+            content.write(PlainOffset(2 * 4096), &[9; 4096]).unwrap();
+        }
+        assert!(seal(&content));
+        load(&memory).unwrap().verify(|_| ()).unwrap();
+    }
+}
+
 #[test]
 fn cutting_to_nothing_reads_nothing_and_what_is_written_then_is_sealed_well() {
     let memory = Memory::default();

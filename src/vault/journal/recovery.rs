@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    sync::Arc,
+    fmt, io,
 };
 
 use rustix::fs::{FileType, Timespec};
@@ -19,6 +18,9 @@ use crate::{
     ids::FileId,
     vault::Vault,
 };
+
+/// Directories that are open at a time, those deepest down.
+const OPEN_MAX: usize = 64;
 
 /// What recovery found and did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,6 +122,12 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool) -> io::Result<Recovered>
             recovered.files
         );
     }
+    if recovered.missing > 0 {
+        log::warn!(
+            "the journal had changes of {} files that are not there: removed before the last mount ended, or since",
+            recovered.missing
+        );
+    }
     Ok(recovered)
 }
 
@@ -149,44 +157,170 @@ fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recove
         .iter()
         .flat_map(|(id, entries)| entries.iter().map(|entry| (*id, entry.file.inode)));
     let mut wanted: BTreeSet<_> = numbers.collect();
-    let root = Arc::new(root.open_dir(".")?);
-    let mut directories = vec![root];
-    while let Some(dir) = directories.pop() {
-        if wanted.is_empty() {
-            break;
-        }
-        let (below, data_files) = look_in(&dir, &wanted, copied)?;
-        for (data_file, file) in data_files {
-            if wanted.remove(&data_file) {
-                let (id, inode) = data_file;
-                let mut own = files[&id].clone();
-                own.retain(|entry| entry.file.inode == inode);
-                apply_to(&file, &own)?;
-                recovered.files += 1;
+    let mut descent = Descent::new(root)?;
+    let mut unseen = None;
+    while !wanted.is_empty()
+        && let Some(entered) = descent.enter_next()
+    {
+        match entered.and_then(|dir| Ok((dir, list(dir, &wanted)?))) {
+            Ok((dir, listed)) => {
+                each_data_file(dir, &listed, copied, &mut |data_file, file| {
+                    wanted.remove(&data_file);
+                    let mut own = files[&data_file.0].clone();
+                    own.retain(|entry| entry.file.inode == data_file.1);
+                    recovered.files += 1;
+                    apply_to(file, &own)
+                })?;
+                descent.enter_later(listed.below);
             }
-        }
-        for name in below {
-            match dir.open_dir(&name) {
-                Ok(dir) => directories.push(Arc::new(dir)),
-                // Another filesystem, or gone.
-                Err(error) => log::debug!("{name:?} is not looked into: {error}"),
-            }
+            Err(error) if has_no_data_file(&error) => log::debug!("{:?} is not looked into: {error}", descent.path()),
+            Err(error) => unseen = unseen.or_else(|| Some((descent.path(), error))),
         }
     }
-    recovered.missing += wanted.len();
-    Ok(())
+    match unseen {
+        Some((directory, source)) if !wanted.is_empty() => {
+            let files = wanted.len();
+            Err(io::Error::new(
+                source.kind(),
+                Unseen {
+                    directory,
+                    files,
+                    source,
+                },
+            ))
+        }
+        _ => {
+            recovered.missing += wanted.len();
+            Ok(())
+        }
+    }
+}
+
+/// Tells whether what was to be looked into is gone, no directory, or another filesystem.
+fn has_no_data_file(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    code.is_some_and(|code| [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EXDEV].contains(&code))
+}
+
+/// A directory that could not be looked into, while files were still to be found.
+#[derive(Debug)]
+struct Unseen {
+    directory: String,
+    files: usize,
+    source: io::Error,
+}
+
+impl fmt::Display for Unseen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unseen {
+            directory,
+            files,
+            source,
+        } = self;
+        write!(
+            f,
+            "the directory {directory} in it cannot be read: {source}. The journal is kept, since it has changes of {files} files that may be there: \
+             make the directory readable and try again"
+        )
+    }
+}
+
+impl std::error::Error for Unseen {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// The directories of a vault, one after the other. There may be more beside each other, and inside each other, than a process may have open, and paths
+/// longer than the kernel takes: each is opened by its name in the one above, and few stay open.
+struct Descent(Vec<Level>);
+
+/// A directory on the way down.
+struct Level {
+    /// The name in the directory above.
+    name: String,
+    /// Closed again while it is far above.
+    dir: Option<Dir>,
+    /// Directories in it that are still to be entered.
+    waiting: Vec<String>,
+}
+
+impl Descent {
+    fn new(root: &Dir) -> io::Result<Self> {
+        // Stays open, whatever is opened below it.
+        let anchor = Level {
+            name: String::new(),
+            dir: Some(root.open_dir(".")?),
+            waiting: vec![".".to_owned()],
+        };
+        Ok(Descent(vec![anchor]))
+    }
+
+    /// Opens the next directory; nothing behind the last. The first is the vault's own.
+    fn enter_next(&mut self) -> Option<io::Result<&Dir>> {
+        let name = loop {
+            match self.0.last_mut()?.waiting.pop() {
+                Some(name) => break name,
+                None => self.0.pop(),
+            };
+        };
+        self.0.push(Level {
+            name,
+            dir: None,
+            waiting: Vec::new(),
+        });
+        Some(self.open_last())
+    }
+
+    /// Has directories entered that are in the one that was entered last.
+    fn enter_later(&mut self, below: Vec<String>) {
+        if let Some(level) = self.0.last_mut() {
+            level.waiting = below;
+        }
+    }
+
+    /// Opens what is closed between the last directory and the nearest open one above it.
+    fn open_last(&mut self) -> io::Result<&Dir> {
+        let open = self.0.iter().rposition(|level| level.dir.is_some());
+        let mut at = open.expect("the first is always open");
+        while at + 1 < self.0.len() {
+            let above = self.0[at].dir.as_ref().expect("opened just now");
+            let dir = above.open_dir(&self.0[at + 1].name)?;
+            at += 1;
+            self.0[at].dir = Some(dir);
+            if at > OPEN_MAX {
+                self.0[at - OPEN_MAX].dir = None;
+            }
+        }
+        Ok(self.0[at].dir.as_ref().expect("opened just now"))
+    }
+
+    /// Returns the path of the directory that was entered last.
+    fn path(&self) -> String {
+        let names: Vec<_> = self.0.iter().skip(2).map(|level| &level.name[..]).collect();
+        if names.is_empty() {
+            ".".to_owned()
+        } else {
+            names.join("/")
+        }
+    }
 }
 
 /// A data file by its id and the inode number that it had when it was written, 0 where that is not known: a sync tool's copy has the id of what it is a
 /// copy of.
 type DataFile = (FileId, u64);
 
-/// The directories in a directory, and the data files in it that are wanted.
-type Contents = (Vec<String>, Vec<(DataFile, BackingFile)>);
+/// What there is to look at in a directory.
+struct Listed {
+    /// The directories in it.
+    below: Vec<String>,
+    /// Data files that are wanted, and whose headers are here.
+    here: BTreeSet<DataFile>,
+    /// Names on disk of data files, with their inode numbers.
+    names: Vec<(String, u64)>,
+}
 
-/// Returns what there is to look at in a directory. In a vault that was copied files have other inode numbers: each is the only one of its id, or none is
-/// taken.
-fn look_in(dir: &Dir, wanted: &BTreeSet<DataFile>, copied: bool) -> io::Result<Contents> {
+fn list(dir: &Dir, wanted: &BTreeSet<DataFile>) -> io::Result<Listed> {
     let (mut below, mut here, mut names) = (Vec::new(), BTreeSet::new(), Vec::new());
     let of_id = |id: FileId| wanted.range((id, 0)..=(id, u64::MAX)).copied();
     dir.each_entry(|entry| {
@@ -195,7 +329,7 @@ fn look_in(dir: &Dir, wanted: &BTreeSet<DataFile>, copied: bool) -> io::Result<C
         };
         match name::shape(entry.name) {
             Shape::Header(id) => here.extend(of_id(id)),
-            Shape::Inline(_) | Shape::Long | Shape::Conflict(..) => match entry.kind {
+            Shape::Inline(_) | Shape::Long | Shape::Conflict(..) => match kind_of(dir, name, entry.kind) {
                 FileType::Directory => below.push(name.to_owned()),
                 FileType::RegularFile => names.push((name.to_owned(), entry.ino)),
                 _ => {}
@@ -203,27 +337,46 @@ fn look_in(dir: &Dir, wanted: &BTreeSet<DataFile>, copied: bool) -> io::Result<C
             _ => {}
         }
     })?;
-    let mut found = Vec::new();
+    Ok(Listed { below, here, names })
+}
+
+/// Returns the kind of an entry, also where the listing does not tell.
+fn kind_of(dir: &Dir, name: &str, listed: FileType) -> FileType {
+    let stat = (listed == FileType::Unknown).then(|| dir.stat(name));
+    match stat {
+        Some(Ok(stat)) => FileType::from_raw_mode(stat.st_mode),
+        _ => listed,
+    }
+}
+
+/// Takes a data file that was wanted.
+type Found<'f> = dyn FnMut(DataFile, &BackingFile) -> io::Result<()> + 'f;
+
+/// Calls `act` for each data file in a directory that is wanted. In a vault that was copied files have other inode numbers: each is the only one of its
+/// id, or none is taken.
+fn each_data_file(dir: &Dir, listed: &Listed, copied: bool, act: &mut Found<'_>) -> io::Result<()> {
+    let mut here = listed.here.clone();
     let may_be_any = |data_file: &DataFile| data_file.1 == 0 || copied;
     let inodes: BTreeSet<_> = here.iter().map(|data_file| data_file.1).collect();
+    let mut names: Vec<_> = listed.names.iter().collect();
     names.sort_by_key(|(_, inode)| !inodes.contains(inode));
     for (name, inode) in names {
-        if here.is_empty() || !(inodes.contains(&inode) || here.iter().any(may_be_any)) {
+        if here.is_empty() || !(inodes.contains(inode) || here.iter().any(may_be_any)) {
             break;
         }
-        let file = dir.open_file(&name, false)?;
+        let file = dir.open_file(name, false)?;
         let Some(id) = id_of(&file)? else { continue };
         let mut candidates = here.range((id, 0)..=(id, u64::MAX)).copied();
         let is_it = match (candidates.next(), candidates.next()) {
             (Some(only), None) if may_be_any(&only) => Some(only),
-            _ => here.get(&(id, inode)).copied(),
+            _ => here.get(&(id, *inode)).copied(),
         };
         if let Some(data_file) = is_it {
             here.remove(&data_file);
-            found.push((data_file, file));
+            act(data_file, &file)?;
         }
     }
-    Ok((below, found))
+    Ok(())
 }
 
 pub(super) fn preamble_of(file: &impl Storage) -> io::Result<Option<UnverifiedPreamble>> {
@@ -281,3 +434,6 @@ pub(super) fn apply_to(file: &impl Storage, entries: &Entries<'_>) -> io::Result
 fn write(file: &impl Storage, bytes: &[u8], offset: u64) -> io::Result<()> {
     file.write_at(bytes, offset).map_err(|short| short.error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -425,7 +425,7 @@ fn seconds_now() -> u64 {
 
 /// Returns a random UUID (RFC 9562 section 5.4).
 fn uuid() -> String {
-    let mut bytes: [u8; 16] = random::nonce();
+    let mut bytes: [u8; 16] = random::bytes();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex = HEXLOWER.encode(&bytes);

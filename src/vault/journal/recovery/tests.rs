@@ -1,0 +1,130 @@
+//! Recovery in directories on disk: of which there are many, beside each other and inside each other, and some that cannot be read.
+
+use std::{fs, os::unix::fs::PermissionsExt, thread};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    crypto::keys::{DataKey, KeyBytes, SivKey},
+    format::{journal::EntryFile, preamble::Preamble},
+};
+
+const OLD: [u8; 20] = [1; 20];
+const NEW: [u8; 20] = [2; 20];
+
+/// Returns the name on disk of something in a vault.
+fn disk_name(name: &str) -> String {
+    name::seal(&SivKey::new(KeyBytes::copy_of(&[3; 32])), name.as_bytes()).entry
+}
+
+/// Makes a data file with its header in a directory, without what the journal has of it, which is returned.
+fn data_file(dir: &Dir, number: u8) -> Entry<'static> {
+    let file = FileId([number; 16]);
+    let seal_key = DataKey::new(KeyBytes::copy_of(&[number; 32])).seal_key(file, 1);
+    let mut bytes = Preamble::new(file, [0; 32]).encode(&seal_key).to_vec();
+    bytes.extend(OLD);
+    let written = dir.write_small(&disk_name("file"), &bytes).unwrap();
+    dir.write_small(&name::header_file(file), b"").unwrap();
+    Entry {
+        file: EntryFile {
+            file,
+            inode: written.inode().unwrap(),
+            seal_count: 0,
+            mtime: (0, 0),
+        },
+        change: Change::Write(PREAMBLE_SIZE, &NEW),
+    }
+}
+
+fn content(dir: &Dir) -> Vec<u8> {
+    let file = dir.read_small(&disk_name("file"), 1 << 10).unwrap().unwrap();
+    file[PREAMBLE_SIZE as usize..].to_vec()
+}
+
+fn make_directory(dir: &Dir, name: &str) -> Dir {
+    let name = disk_name(name);
+    dir.mkdir(&name, 0o700).unwrap();
+    dir.open_dir(&name).unwrap()
+}
+
+#[test]
+fn a_file_is_found_at_the_end_of_a_path_that_is_longer_than_the_kernel_takes() {
+    const DEPTH: usize = 5 * OPEN_MAX;
+    let temporary = TempDir::new().unwrap();
+    let root = Dir::open(temporary.path()).unwrap();
+    let mut entries = vec![data_file(&root, 1)];
+    let mut dir = root.open_dir(".").unwrap();
+    for level in 0..DEPTH {
+        let sibling = make_directory(&dir, "sibling");
+        if level % 50 == 0 {
+            entries.push(data_file(&sibling, 2 + (level / 50) as u8));
+        }
+        dir = make_directory(&dir, "below");
+    }
+    entries.push(data_file(&dir, 255));
+    let mut recovered = Recovered::default();
+    apply(&root, &entries, false, &mut recovered).unwrap();
+    assert_eq!((recovered.files, recovered.missing), (entries.len(), 0));
+    assert_eq!((content(&root), content(&dir)), (NEW.to_vec(), NEW.to_vec()));
+    let mut descent = Descent::new(&root).unwrap();
+    let mut entered = 0;
+    while let Some(dir) = descent.enter_next() {
+        let listed = list(dir.unwrap(), &BTreeSet::new()).unwrap();
+        entered += 1;
+        descent.enter_later(listed.below);
+        let open = descent.0.iter().filter(|level| level.dir.is_some()).count();
+        assert!(open <= OPEN_MAX + 1, "{open} open at {}", descent.path());
+    }
+    assert_eq!(entered, 1 + 2 * DEPTH);
+}
+
+/// Runs as a user whom modes keep out.
+fn as_a_user(act: impl FnOnce() + Send) {
+    const USER: u32 = 65534;
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: changes whom the kernel takes this thread for where it opens files, and nothing else.
+            unsafe { libc::syscall(libc::SYS_setfsuid, USER) };
+            act();
+        });
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn the_journal_is_not_done_with_while_a_file_may_be_where_nobody_could_look() {
+    let temporary = TempDir::new().unwrap();
+    let root = Dir::open(temporary.path()).unwrap();
+    let kept_out = make_directory(&root, "kept out");
+    let entries = [data_file(&root, 1), data_file(&kept_out, 2)];
+    for dir in [&root, &kept_out] {
+        for name in [".", &disk_name("file")] {
+            let _ = dir.chown(name, Some(65534), None);
+        }
+    }
+    let path = temporary.path().join(disk_name("kept out"));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    as_a_user(|| {
+        let mut recovered = Recovered::default();
+        let error = apply(&root, &entries, false, &mut recovered).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let text = error.to_string();
+        assert!(
+            text.contains(&disk_name("kept out")) && text.contains("1 files"),
+            "{text}"
+        );
+        assert_eq!(recovered.missing, 0);
+        // What is elsewhere is found all the same, and then nobody needs to look there.
+        assert_eq!(content(&root), NEW);
+        apply(&root, &entries[..1], false, &mut recovered).unwrap();
+    });
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut recovered = Recovered::default();
+    apply(&root, &entries, false, &mut recovered).unwrap();
+    assert_eq!((recovered.files, content(&kept_out)), (2, NEW.to_vec()));
+    kept_out.unlink(&disk_name("file")).unwrap();
+    let mut recovered = Recovered::default();
+    apply(&root, &entries, false, &mut recovered).unwrap();
+    assert_eq!((recovered.files, recovered.missing), (1, 1));
+}
