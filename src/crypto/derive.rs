@@ -7,8 +7,8 @@ use zeroize::Zeroize;
 use super::{
     KEY_SIZE,
     keys::{
-        AuditKey, AuditSeed, CustomerKey, DataKey, EpochKey, KeyBytes, KeystoreRoot, MacKey, NamesRoot, SivKey,
-        SlotAuthenticator, SlotSecret, WrappingKey,
+        AuditKey, AuditSeed, CustomerKey, DataKey, EpochKey, FileSecret, KeyBytes, KeystoreRoot, MacKey, NamesRoot,
+        SivKey, SlotAuthenticator, SlotSecret, WrappingKey,
     },
     record::RecordKey,
 };
@@ -121,11 +121,6 @@ impl EpochKey {
         WrappingKey::new(derive_key(context::HEADER_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
     }
 
-    /// Derives the key that wraps the data key of one file, from a secret that a custodian has wrapped for that file alone.
-    pub fn file_wrapping_key(&self, vault: VaultId) -> WrappingKey {
-        WrappingKey::new(derive_key(context::FILE_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
-    }
-
     /// Derives the key that wraps the names root.
     pub fn names_root_wrapping_key(&self, vault: VaultId) -> WrappingKey {
         WrappingKey::new(derive_key(
@@ -137,6 +132,17 @@ impl EpochKey {
     /// Derives the key of the vault header's MAC.
     pub fn vault_header_mac_key(&self, vault: VaultId) -> MacKey {
         MacKey::new(derive_key(context::VAULT_HEADER_MAC_KEY, &[self.as_bytes(), &vault.0]))
+    }
+}
+
+impl FileSecret {
+    /// Derives the key that wraps the data key of one file. The key that wraps data keys in the file's epoch is in it, or who may only have secrets made
+    /// could make headers that open.
+    pub fn file_wrapping_key(&self, of_epoch: &WrappingKey) -> WrappingKey {
+        WrappingKey::new(derive_key(
+            context::FILE_WRAPPING_KEY,
+            &[self.as_bytes(), of_epoch.as_bytes()],
+        ))
     }
 }
 

@@ -535,7 +535,7 @@ class Vault:
         context = pairs[0] + [("hushfs:vault", self.id.hex()), ("hushfs:file", file_id.hex())]
         aad = b"hushfs v1 master key wrap" + self.keystore.id + key_id + u32(version) + encode_context(context)
         secret = unwrap(self.materials[key_id, version], aad, blob)
-        kek = derive("file wrapping key", secret + self.id)
+        kek = derive("file wrapping key", secret + derive("header wrapping key", self.epochs[epoch] + self.id))
         return unwrap(kek, b"hushfs v2 header" + self.id + data[:-96], data[-96:])
 
     def content(self, path, directory, name):

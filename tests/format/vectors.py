@@ -32,7 +32,7 @@ def derivations():
     inputs = {
         "committing wrap": (KEY + SALT + blake3(b"purpose").digest(), 76),
         "header wrapping key": (KEY + VAULT, 32),
-        "file wrapping key": (KEY + VAULT, 32),
+        "file wrapping key": (KEY + derive("header wrapping key", KEY + VAULT), 32),
         "names root wrapping key": (KEY + VAULT, 32),
         "vault header mac key": (KEY + VAULT, 32),
         "root directory id": (KEY, 16),
@@ -88,14 +88,14 @@ def file_blob():
     return u32(1) + wrap(SECRET, aad, KEY, SALT)
 
 
-def header_2(data=None, key_id=KEY_ID, vault=VAULT, length=None, body=None):
+def header_2(data=None, key_id=KEY_ID, vault=VAULT, length=None, body=None, kek=None):
     """The header of a file without a bucket key."""
     data = file_blob() if data is None else data
     commitment = derive("file key commitment", SECRET + FILE + u16(SUITE))
     body_length = 170 + 16 + len(data) if body is None else body
     front = b"HUSHHEAD" + u16(2) + u16(1) + u32(body_length) + u16(SUITE) + u32(EPOCH) + FILE + DIRECTORY + commitment
     front += key_id + u32(len(data) if length is None else length) + data
-    kek = derive("file wrapping key", KEY + VAULT)
+    kek = kek or derive("file wrapping key", KEY + derive("header wrapping key", KEY + VAULT))
     return front + wrap(kek, b"hushfs v2 header" + vault + front, SECRET, SALT)
 
 
@@ -478,6 +478,7 @@ def faults():
     yield "header_2_other_blob", flipped(good, 120)
     yield "header_2_other_vault", header_2(vault=FILE)
     yield "header_2_bad_wrap", flipped(good, len(good) - 1)
+    yield "header_2_without_epoch_key", header_2(kek=derive("file wrapping key", KEY + VAULT))
 
     good = preamble()
     yield from front_faults("preamble", good)

@@ -8,7 +8,7 @@ use hushfs::{
         OpenError,
         block::{BlockCipher, Suite},
         derive::{self, context},
-        keys::{AuditKey, AuditSeed, CustomerKey, KeyBytes, SlotAuthenticator, SlotSecret},
+        keys::{AuditKey, AuditSeed, CustomerKey, FileSecret, KeyBytes, SlotAuthenticator, SlotSecret, WrappingKey},
         locked::LockedKey,
         passphrase::Hardness,
         seal::BlockSum,
@@ -73,10 +73,7 @@ fn every_derivation_gives_its_known_answer() {
             context::HEADER_WRAPPING_KEY,
             text(epoch_key().header_wrapping_key(VAULT).as_bytes()),
         ),
-        (
-            context::FILE_WRAPPING_KEY,
-            text(epoch_key().file_wrapping_key(VAULT).as_bytes()),
-        ),
+        (context::FILE_WRAPPING_KEY, text(file_wrapping_key().as_bytes())),
         (
             context::NAMES_ROOT_WRAPPING_KEY,
             text(epoch_key().names_root_wrapping_key(VAULT).as_bytes()),
@@ -231,6 +228,12 @@ fn the_known_header_verifies() {
     assert_eq!((fields.file, fields.directory), (FILE, DIRECTORY));
 }
 
+/// That of a file whose secret is the same as the key of its epoch.
+fn file_wrapping_key() -> WrappingKey {
+    let of_epoch = epoch_key().header_wrapping_key(VAULT);
+    FileSecret::of(&epoch_key()).file_wrapping_key(&of_epoch)
+}
+
 #[test]
 fn the_known_header_without_a_bucket_key_verifies() {
     let bytes = hex(&vectors()["header 2"]);
@@ -238,11 +241,12 @@ fn the_known_header_without_a_bucket_key_verifies() {
     let wrap = header.own().unwrap();
     assert_eq!((wrap.key(), wrap.blob().len()), (KEY_ID, 100));
     let own = Arc::new(OwnKey {
-        key: epoch_key().file_wrapping_key(VAULT),
+        secret: FileSecret::of(&epoch_key()),
         wrap: wrap.clone(),
     });
-    assert!(header.verify(VAULT, &own.key).is_err());
-    let header = header.verify_own(VAULT, &own).unwrap();
+    assert!(header.verify(VAULT, &file_wrapping_key()).is_err());
+    let of_epoch = epoch_key().header_wrapping_key(VAULT);
+    let header = header.verify_own(VAULT, &of_epoch, &own).unwrap();
     assert_eq!(header.data_key.as_bytes(), &secret());
     assert_eq!((header.fields.epoch, header.fields.directory), (Epoch(3), DIRECTORY));
 }
