@@ -12,7 +12,7 @@ use super::{
     },
     record::RecordKey,
 };
-use crate::ids::{DirectoryId, FileId, LogId, SnapshotId, VaultId};
+use crate::ids::{DirectoryId, FileId, LogId, NamesMark, SnapshotId, VaultId};
 
 /// The context strings of the format. Each is used for one purpose only.
 pub mod context {
@@ -21,6 +21,7 @@ pub mod context {
     pub const FILE_WRAPPING_KEY: &str = "hushfs v1 file wrapping key";
     pub const NAMES_ROOT_WRAPPING_KEY: &str = "hushfs v1 names root wrapping key";
     pub const VAULT_HEADER_MAC_KEY: &str = "hushfs v1 vault header mac key";
+    pub const NAMES_ROOT_MARK: &str = "hushfs v1 names root mark";
     pub const ROOT_DIRECTORY_ID: &str = "hushfs v1 root directory id";
     pub const DIRECTORY_ID: &str = "hushfs v1 directory id";
     pub const DIRECTORY_NAME_KEY: &str = "hushfs v1 directory name key";
@@ -50,12 +51,13 @@ pub mod context {
     pub const SNAPSHOT_KEY: &str = "hushfs v1 snapshot key";
 
     /// All of them, for the test that compares this table with docs/FORMAT.md.
-    pub const ALL: [&str; 32] = [
+    pub const ALL: [&str; 33] = [
         COMMITTING_WRAP,
         HEADER_WRAPPING_KEY,
         FILE_WRAPPING_KEY,
         NAMES_ROOT_WRAPPING_KEY,
         VAULT_HEADER_MAC_KEY,
+        NAMES_ROOT_MARK,
         ROOT_DIRECTORY_ID,
         DIRECTORY_ID,
         DIRECTORY_NAME_KEY,
@@ -154,6 +156,11 @@ impl CustomerKey {
 }
 
 impl NamesRoot {
+    /// Derives what a keystore knows the vault by.
+    pub fn mark(&self) -> NamesMark {
+        NamesMark(derive_public(context::NAMES_ROOT_MARK, &[self.as_bytes()]))
+    }
+
     /// Derives the id of the root directory.
     pub fn root_directory_id(&self) -> DirectoryId {
         DirectoryId(derive_public(context::ROOT_DIRECTORY_ID, &[self.as_bytes()]))

@@ -29,7 +29,7 @@ use hushfs::{
         snapshot::{FileState, Item, SealedContent, SnapshotFront, SnapshotHead, What},
         vault::{CustodianKind, UnverifiedVaultHeader, VaultHeader},
     },
-    ids::{Epoch, FileId, LogId, RecordId, SnapshotId},
+    ids::{Epoch, FileId, LogId, NamesMark, RecordId, SnapshotId, VaultId},
     keystore::{
         KeyFile, Passphrase, RecoveryKey, Unlock,
         identity::{Identity, IdentityFile, parse_recipient, recipient_to_text},
@@ -82,6 +82,7 @@ fn every_derivation_gives_its_known_answer() {
             context::VAULT_HEADER_MAC_KEY,
             text(epoch_key().vault_header_mac_key(VAULT).as_bytes()),
         ),
+        (context::NAMES_ROOT_MARK, names_root().mark().to_hex()),
         (context::ROOT_DIRECTORY_ID, names_root().root_directory_id().to_hex()),
         (
             context::DIRECTORY_ID,
@@ -439,6 +440,9 @@ fn the_known_keystore_of_every_kind_verifies() {
             "pkcs11"
         ]
     );
+    assert_eq!(body.names_mark(VAULT), Some(names_root().mark()));
+    assert_eq!(body.names_mark(VaultId(FILE.0)), Some(NamesMark(KEY_ID.0)));
+    assert_eq!(body.names_mark(VaultId([9; 16])), None);
     let key = &body.keys[0];
     assert_eq!((key.manager, key.policy.as_str()), (Manager::Customer, "{}"));
     assert_eq!(
