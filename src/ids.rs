@@ -59,6 +59,10 @@ id!(
     DirectoryId
 );
 id!(
+    /// Tells the names root of a vault from another; the root does not come from it.
+    NamesMark
+);
+id!(
     /// Names a master key in a keystore.
     KeyId
 );

@@ -492,7 +492,7 @@ impl Vault {
             None => header.verify(self.id, key),
             Some(wrap) => {
                 let access = self.own_keys.known(file, header.epoch(), wrap)?;
-                header.verify_own(self.id, access.own())
+                header.verify_own(self.id, key, access.own())
             }
         };
         let header = verified.map_err(|_| damaged(FormatError::NotAuthentic))?;
@@ -553,7 +553,7 @@ impl Vault {
         Ok(dir.write_small(&name::header_file(header.fields.file), &bytes)?)
     }
 
-    /// Encodes a header, under the key of its epoch or the file's own secret.
+    /// Encodes a header, under the key of its epoch and the file's own secret, if it has one.
     ///
     /// # Errors
     ///

@@ -510,7 +510,7 @@ fn a_daemon_killed_at_any_time_leaves_a_record_that_accuses_nobody() {
 }
 
 #[test]
-fn a_record_that_is_lost_or_changed_is_said_and_never_fatal() {
+fn a_record_that_is_lost_or_changed_is_said_and_one_that_was_changed_refused_where_older_versions_are() {
     let Some(mut machine) = Machine::new() else { return };
     machine.using("record", |mnt| fs::write(mnt.join("a"), "one\n").unwrap());
     let file = fs::read_dir(machine.path("record"))
@@ -521,8 +521,14 @@ fn a_record_that_is_lost_or_changed_is_said_and_never_fatal() {
         .path();
     let mut bytes = fs::read(&file).unwrap();
     bytes[100] ^= 1;
-    fs::write(&file, bytes).unwrap();
-    machine.using("record", |mnt| edit(&mnt.join("a")));
+    fs::write(&file, &bytes).unwrap();
+    let record = machine.record("record");
+    let ended = machine.bench.try_mount(&[&record, "--rollback=refuse"]);
+    assert_eq!(ended.unwrap().status.code(), Some(4));
+    assert_eq!(fs::read(&file).unwrap(), bytes, "it stays where it is");
+    machine.bench.mount(&[&record]);
+    edit(&machine.bench.mnt().join("a"));
+    machine.bench.unmount();
     assert!(
         machine.bench.log().contains("was changed or damaged"),
         "{}",
@@ -536,7 +542,6 @@ fn a_record_that_is_lost_or_changed_is_said_and_never_fatal() {
         machine.bench.log()
     );
 
-    let record = machine.record("record");
     assert!(machine.run(&["record", "forget"], &[&record]).status.success());
     assert_eq!(machine.run(&["record", "forget"], &[&record]).status.code(), Some(1));
 }

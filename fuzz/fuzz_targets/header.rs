@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use hushfs::format::header::{OwnKey, UnverifiedHeader};
+use hushfs::{
+    crypto::keys::FileSecret,
+    format::header::{OwnKey, UnverifiedHeader},
+};
 use hushfs_fuzz::VAULT;
 use libfuzzer_sys::fuzz_target;
 
@@ -16,11 +19,12 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(bytes != GOOD && bytes != GOOD_WITHOUT_BUCKET_KEY);
         return;
     };
+    let key = hushfs_fuzz::epoch_key().header_wrapping_key(VAULT);
     let verified = match header.own().cloned() {
-        None => header.verify(VAULT, &hushfs_fuzz::epoch_key().header_wrapping_key(VAULT)),
+        None => header.verify(VAULT, &key),
         Some(wrap) => {
-            let key = hushfs_fuzz::epoch_key().file_wrapping_key(VAULT);
-            header.verify_own(VAULT, &Arc::new(OwnKey { key, wrap }))
+            let secret = FileSecret::of(&hushfs_fuzz::epoch_key());
+            header.verify_own(VAULT, &key, &Arc::new(OwnKey { secret, wrap }))
         }
     };
     assert_eq!(verified.is_ok(), bytes == GOOD || bytes == GOOD_WITHOUT_BUCKET_KEY);

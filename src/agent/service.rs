@@ -4,11 +4,11 @@ use parking_lot::Mutex;
 
 use super::peer::Peer;
 use crate::{
-    ids::{Epoch, VaultId},
+    ids::{Epoch, NamesMark, VaultId},
     keystore::{
         Custodian, KeyError, KeyHandle, KeystoreError, LocalKeystore, Principal,
         agent::{AgentStatus, Done, Refusal, Reply, Request, Secret, VaultState, Wrap},
-        local::VaultUse,
+        local::{VaultLook, VaultUse},
         policy::action,
         request::{Answer, Change, Changed, Question},
     },
@@ -100,13 +100,19 @@ impl Service {
                     keystore.rewrap(&from, &context, &wrapped, &to, &to_context)
                 })?)
             }
-            Request::Vault { vault, epoch, wrap } => Done::Vault(self.vault(principal, (vault, epoch), &wrap)?),
+            Request::Vault {
+                vault,
+                epoch,
+                wrap,
+                look,
+            } => Done::Vault(self.vault(principal, (vault, epoch), &wrap, &look)?),
             Request::Record {
                 vault,
                 epoch,
                 wrap,
+                names,
                 vault_use,
-            } => Done::Recorded(self.record(principal, (vault, epoch), &wrap, vault_use, now)?),
+            } => Done::Recorded(self.record(principal, (vault, epoch), &wrap, (names, vault_use), now)?),
             Request::Renew { key } => {
                 self.renew(principal, KeyHandle(key), now)?;
                 Done::Nothing
@@ -157,24 +163,32 @@ impl Service {
         })
     }
 
-    fn vault(&self, principal: &Principal, of: (VaultId, Epoch), wrap: &Wrap) -> Result<VaultState, Refusal> {
+    fn vault(
+        &self,
+        principal: &Principal,
+        of: (VaultId, Epoch),
+        wrap: &Wrap,
+        look: &VaultLook,
+    ) -> Result<VaultState, Refusal> {
         let keystore = self.asked_by(principal)?;
         let key = KeyHandle(wrap.key);
         let context = wrap.context(of.0, of.1).map_err(of_key)?;
         keystore.check_usable(&key, &context).map_err(of_key)?;
         Ok(VaultState {
             floor: keystore.epoch_floor(of.0),
+            standing: keystore.standing(of.0, look),
             is_newest: keystore.is_under_newest(&key, &wrap.wrapped),
         })
     }
 
-    /// Keeps what a vault says of itself, if who asks can open its current epoch: a floor that is too high would shut everyone out.
+    /// Keeps what a vault says of itself, if who asks can open its current epoch and knows the vault's names root: a floor that is too high would shut everyone
+    /// out.
     fn record(
         &self,
         principal: &Principal,
         (vault, epoch): (VaultId, Epoch),
         wrap: &Wrap,
-        vault_use: VaultUse,
+        (names, vault_use): (NamesMark, VaultUse),
         now: u64,
     ) -> Result<bool, Refusal> {
         let context = wrap.context(vault, epoch).map_err(of_key)?;
@@ -182,14 +196,18 @@ impl Service {
         drop(self.use_keys(principal, |keystore| {
             keystore.unwrap(&KeyHandle(wrap.key), &context, &wrap.wrapped)
         })?);
-        let mut raised = false;
+        let (mut raised, mut is_first) = (false, false);
         let counted = vault_use.files.is_some();
         let recorded = self.keystore.lock().update(now, |keystore| {
+            is_first = keystore.note_names(vault, names)?;
             raised = keystore.raise_epoch_floor(vault, epoch)?;
             let is_news = keystore.note_vault(vault, vault_use, now);
-            Ok::<_, KeystoreError>(raised || counted || is_news)
+            Ok::<_, KeystoreError>(raised || is_first || counted || is_news)
         });
         recorded.map_err(refusal)?;
+        if is_first {
+            log::info!("vault {vault} is known by its names root from now on: one with another is refused");
+        }
         Ok(raised)
     }
 

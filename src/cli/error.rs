@@ -208,6 +208,8 @@ pub enum CliError {
     RollbackWithoutRecord,
     /// The vault header or the keystore is older than it was, and such are refused.
     VaultRolledBack(Backwards),
+    /// There is a record that is not authentic, and older versions are refused.
+    RecordRefused { path: PathBuf, problem: FormatError },
     /// Files are accepted, not directories.
     DirectoryNotAccepted { path: PathBuf },
     /// A snapshot cannot be taken, read or compared with.
@@ -335,7 +337,7 @@ impl CliError {
             | CliError::RecordInVault { .. }
             | CliError::RollbackWithoutRecord
             | CliError::DirectoryNotAccepted { .. } => USAGE,
-            CliError::VaultRolledBack(_) => BAD_VAULT,
+            CliError::VaultRolledBack(_) | CliError::RecordRefused { .. } => BAD_VAULT,
             CliError::Snapshot { error, .. } => match error {
                 SnapshotError::Format(FormatError::Newer(_)) => NEWER,
                 SnapshotError::Format(_) => DAMAGE,
@@ -406,6 +408,8 @@ fn open_code(error: &OpenError) -> u8 {
         | OpenError::NoKeystore { .. }
         | OpenError::Damaged { .. }
         | OpenError::RolledBack { .. }
+        | OpenError::OtherVault { .. }
+        | OpenError::InPlaceOf { .. }
         | OpenError::Unlock(
             UnlockError::Format(_) | UnlockError::HostileParameters { .. } | UnlockError::DamagedSlot { .. },
         )
@@ -555,6 +559,7 @@ fn keystore_code(error: &KeystoreError) -> u8 {
         | KeystoreError::InvalidTag { .. }
         | KeystoreError::Policy { .. }
         | KeystoreError::PolicyLockout { .. } => USAGE,
+        KeystoreError::OtherVault { .. } => BAD_VAULT,
         KeystoreError::LabelLength(_)
         | KeystoreError::LabelTaken { .. }
         | KeystoreError::TooManySlots
@@ -830,6 +835,11 @@ impl fmt::Display for CliError {
             CliError::RollbackWithoutRecord => {
                 f.write_str("`--rollback refuse` needs something to compare files with: add `--record`")
             }
+            CliError::RecordRefused { path, problem } => write!(
+                f,
+                "the record in {} was changed or damaged, or is of another vault ({problem}): put it back from a backup, or begin another with `hushfs record forget`",
+                path.display()
+            ),
             CliError::VaultRolledBack(backwards) => write!(
                 f,
                 "the vault is {backwards}: if that is right, `hushfs record accept --header`"

@@ -122,6 +122,16 @@ fn look(vault: &Vault, home: &VaultHome, path: &Path) -> CliResult<Option<(Recor
     Record::open_read_only(vault, path, home.dir().can_sync_filesystem()).map_err(CliError::Record)
 }
 
+/// Refuses a record that is not authentic: who has put another vault in the place of this one would have what was seen here forgotten. One that is missing its
+/// end is what a crash leaves.
+fn check_authentic(vault: &Vault, home: &VaultHome, named: &Path) -> CliResult {
+    let path = directory(Some(named), home.path())?;
+    match look(vault, home, &path)? {
+        Some((_, Some(problem))) if problem != FormatError::TooShort => Err(CliError::RecordRefused { path, problem }),
+        _ => Ok(()),
+    }
+}
+
 /// The record of a mount.
 pub struct MountRecord {
     record: Record,
@@ -133,8 +143,11 @@ pub struct MountRecord {
 impl MountRecord {
     /// Opens the record for a mount, and compares the vault header and the keystore as they were found.
     pub fn begin(open: &OpenVault, named: &Path, rollback: RollbackArg) -> CliResult<Self> {
-        let record = open_record(&open.vault, &open.home, Some(named))?;
         let refuses = rollback == RollbackArg::Refuse;
+        if refuses {
+            check_authentic(&open.vault, &open.home, named)?;
+        }
+        let record = open_record(&open.vault, &open.home, Some(named))?;
         let backwards = record.compare_home(&open.seen());
         match backwards {
             Some(backwards) if refuses => return Err(CliError::VaultRolledBack(backwards)),

@@ -7,12 +7,12 @@ use zeroize::Zeroize;
 use super::{
     KEY_SIZE,
     keys::{
-        AuditKey, AuditSeed, CustomerKey, DataKey, EpochKey, KeyBytes, KeystoreRoot, MacKey, NamesRoot, SivKey,
-        SlotAuthenticator, SlotSecret, WrappingKey,
+        AuditKey, AuditSeed, CustomerKey, DataKey, EpochKey, FileSecret, KeyBytes, KeystoreRoot, MacKey, NamesRoot,
+        SivKey, SlotAuthenticator, SlotSecret, WrappingKey,
     },
     record::RecordKey,
 };
-use crate::ids::{DirectoryId, FileId, LogId, SnapshotId, VaultId};
+use crate::ids::{DirectoryId, FileId, LogId, NamesMark, SnapshotId, VaultId};
 
 /// The context strings of the format. Each is used for one purpose only.
 pub mod context {
@@ -21,6 +21,7 @@ pub mod context {
     pub const FILE_WRAPPING_KEY: &str = "hushfs v1 file wrapping key";
     pub const NAMES_ROOT_WRAPPING_KEY: &str = "hushfs v1 names root wrapping key";
     pub const VAULT_HEADER_MAC_KEY: &str = "hushfs v1 vault header mac key";
+    pub const NAMES_ROOT_MARK: &str = "hushfs v1 names root mark";
     pub const ROOT_DIRECTORY_ID: &str = "hushfs v1 root directory id";
     pub const DIRECTORY_ID: &str = "hushfs v1 directory id";
     pub const DIRECTORY_NAME_KEY: &str = "hushfs v1 directory name key";
@@ -50,12 +51,13 @@ pub mod context {
     pub const SNAPSHOT_KEY: &str = "hushfs v1 snapshot key";
 
     /// All of them, for the test that compares this table with docs/FORMAT.md.
-    pub const ALL: [&str; 32] = [
+    pub const ALL: [&str; 33] = [
         COMMITTING_WRAP,
         HEADER_WRAPPING_KEY,
         FILE_WRAPPING_KEY,
         NAMES_ROOT_WRAPPING_KEY,
         VAULT_HEADER_MAC_KEY,
+        NAMES_ROOT_MARK,
         ROOT_DIRECTORY_ID,
         DIRECTORY_ID,
         DIRECTORY_NAME_KEY,
@@ -121,11 +123,6 @@ impl EpochKey {
         WrappingKey::new(derive_key(context::HEADER_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
     }
 
-    /// Derives the key that wraps the data key of one file, from a secret that a custodian has wrapped for that file alone.
-    pub fn file_wrapping_key(&self, vault: VaultId) -> WrappingKey {
-        WrappingKey::new(derive_key(context::FILE_WRAPPING_KEY, &[self.as_bytes(), &vault.0]))
-    }
-
     /// Derives the key that wraps the names root.
     pub fn names_root_wrapping_key(&self, vault: VaultId) -> WrappingKey {
         WrappingKey::new(derive_key(
@@ -140,6 +137,17 @@ impl EpochKey {
     }
 }
 
+impl FileSecret {
+    /// Derives the key that wraps the data key of one file. The key that wraps data keys in the file's epoch is in it, or who may only have secrets made
+    /// could make headers that open.
+    pub fn file_wrapping_key(&self, of_epoch: &WrappingKey) -> WrappingKey {
+        WrappingKey::new(derive_key(
+            context::FILE_WRAPPING_KEY,
+            &[self.as_bytes(), of_epoch.as_bytes()],
+        ))
+    }
+}
+
 impl CustomerKey {
     /// Derives the key that wraps epoch keys of a vault under a customer's key: of two vaults one cannot open what is the other's.
     pub fn epoch_wrapping_key(&self, vault: VaultId) -> WrappingKey {
@@ -148,6 +156,11 @@ impl CustomerKey {
 }
 
 impl NamesRoot {
+    /// Derives what a keystore knows the vault by.
+    pub fn mark(&self) -> NamesMark {
+        NamesMark(derive_public(context::NAMES_ROOT_MARK, &[self.as_bytes()]))
+    }
+
     /// Derives the id of the root directory.
     pub fn root_directory_id(&self) -> DirectoryId {
         DirectoryId(derive_public(context::ROOT_DIRECTORY_ID, &[self.as_bytes()]))

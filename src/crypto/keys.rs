@@ -83,6 +83,10 @@ key!(
     WrappingKey(KeyBytes)
 );
 key!(
+    /// A secret of one file's own, which a custodian has unwrapped for that file: without a bucket key it takes this and the key of the epoch to open the file.
+    FileSecret(KeyBytes)
+);
+key!(
     /// Makes and checks MACs over a header.
     MacKey(KeyBytes)
 );
@@ -116,6 +120,13 @@ key!(
     /// What someone to whom a vault is shared keeps: the input of their key pair.
     IdentityKey(KeyBytes)
 );
+
+impl FileSecret {
+    /// Takes what a custodian has made or unwrapped for a file.
+    pub fn of(unwrapped: &EpochKey) -> Self {
+        FileSecret(KeyBytes::copy_of(unwrapped.as_bytes()))
+    }
+}
 
 impl AuditKey {
     /// Returns the MAC of `message`.

@@ -4,7 +4,7 @@
 //! version of the data.
 //!
 //! There are two forms. In the first, of version 1, the data key is wrapped under the key of an epoch, the bucket key. In the second it is wrapped under
-//! a secret of the file's own, which only the custodian of the epoch's key opens, for this file: no bucket key, and a call for each file.
+//! that key and a secret of the file's own, which only the custodian of the epoch's key opens, for this file: no bucket key, and a call for each file.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
     crypto::{
         OpenError,
         block::Suite,
-        keys::{DataKey, KeyBytes, WrappingKey},
+        keys::{DataKey, FileSecret, KeyBytes, WrappingKey},
         wrap::{WRAPPED_SIZE, Wrapped},
     },
     ids::{DirectoryId, Epoch, FileId, KeyId, VaultId},
@@ -101,11 +101,11 @@ impl OwnWrap {
     }
 }
 
-/// A secret of one file's own: the key that it gives, and what the custodian opens to it.
+/// A secret of one file's own, and what the custodian opens to it.
 #[derive(Debug)]
 pub struct OwnKey {
-    /// Wraps the file's data key.
-    pub key: WrappingKey,
+    /// Wraps the file's data key, together with the key of the epoch.
+    pub secret: FileSecret,
     /// What the header has of it.
     pub wrap: OwnWrap,
 }
@@ -194,16 +194,16 @@ impl UnverifiedHeader {
         }
     }
 
-    /// As [`verify`](Self::verify), under the secret of the file's own, which was made from what this header says.
+    /// As [`verify`](Self::verify), under the secret of the file's own too, which was made from what this header says.
     ///
     /// # Errors
     ///
     /// [`OpenError`] when a field was changed, the header is another vault's, or the secret is from another header.
-    pub fn verify_own(&self, vault: VaultId, own: &Arc<OwnKey>) -> Result<FileHeader, OpenError> {
+    pub fn verify_own(&self, vault: VaultId, key: &WrappingKey, own: &Arc<OwnKey>) -> Result<FileHeader, OpenError> {
         if self.own.as_ref() != Some(&own.wrap) {
             return Err(OpenError);
         }
-        self.unwrap(vault, &own.key, Some(own.clone()))
+        self.unwrap(vault, &own.secret.file_wrapping_key(key), Some(own.clone()))
     }
 
     fn unwrap(&self, vault: VaultId, key: &WrappingKey, own: Option<Arc<OwnKey>>) -> Result<FileHeader, OpenError> {
@@ -250,14 +250,20 @@ impl FileHeader {
         }
     }
 
-    /// Encodes the header. The data key is wrapped under the file's own secret, where it has one, and otherwise under `key`, which must be that of
-    /// the header's epoch.
+    /// Encodes the header. The data key is wrapped under `key`, which must be that of the header's epoch, and under the file's own secret with it, where it
+    /// has one.
     pub fn encode(&self, vault: VaultId, key: &WrappingKey) -> Vec<u8> {
         let own = self.own.as_deref();
-        let key = own.map_or(key, |own| &own.key);
         let mut out = encode_front(&self.fields, own.map(|own| &own.wrap));
         let additional_data = additional_data(vault, &self.fields, own.map(|own| &own.wrap));
-        out.extend_from_slice(&key.wrap(&additional_data, self.data_key.as_bytes()).0);
+        let wrapped = match own {
+            None => key.wrap(&additional_data, self.data_key.as_bytes()),
+            Some(own) => {
+                let with_secret = own.secret.file_wrapping_key(key);
+                with_secret.wrap(&additional_data, self.data_key.as_bytes())
+            }
+        };
+        out.extend_from_slice(&wrapped.0);
         out
     }
 }
@@ -325,7 +331,7 @@ mod tests {
     /// The secret of a file, with what a custodian made of it.
     fn own(blob_len: usize) -> Arc<OwnKey> {
         Arc::new(OwnKey {
-            key: WrappingKey::new(KeyBytes::copy_of(&[6; 32])),
+            secret: FileSecret::new(KeyBytes::copy_of(&[6; 32])),
             wrap: OwnWrap::new(KeyId([7; 16]), vec![8; blob_len]).unwrap(),
         })
     }
@@ -360,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_without_a_bucket_key_opens_by_the_secret_of_the_file_alone() {
+    fn a_header_without_a_bucket_key_opens_by_the_secret_of_the_file_and_the_key_of_the_epoch() {
         for blob_len in [1, 184, BLOB_SIZE_MAX] {
             let own = own(blob_len);
             let bytes = encoded_own(&own);
@@ -368,16 +374,41 @@ mod tests {
             let decoded = UnverifiedHeader::decode(&bytes).unwrap();
             assert_eq!(decoded.own(), Some(&own.wrap));
             assert_eq!(decoded.epoch(), Epoch(3));
-            assert!(decoded.verify(VAULT, &key()).is_err(), "the epoch's key does not");
+            let with_secret = own.secret.file_wrapping_key(&key());
             assert!(
-                decoded.verify(VAULT, &own.key).is_err(),
-                "nor does it pass as an epoch's"
+                decoded.verify(VAULT, &key()).is_err(),
+                "the epoch's key alone does not open it"
             );
-            let header = decoded.verify_own(VAULT, &own).unwrap();
+            assert!(
+                decoded.verify(VAULT, &with_secret).is_err(),
+                "nor does it pass as one with a bucket key"
+            );
+            let header = decoded.verify_own(VAULT, &key(), &own).unwrap();
             assert_eq!(header.fields.directory, DirectoryId([5; 16]));
             assert_eq!(header.encode(VAULT, &key()).len(), bytes.len());
         }
         assert_eq!(HEADER_SIZE_MAX, 202 + BLOB_SIZE_MAX);
+    }
+
+    #[test]
+    fn who_has_a_secret_made_for_a_file_cannot_make_its_header_without_the_key_of_the_epoch() {
+        let own = own(40);
+        let header = FileHeader {
+            own: Some(own.clone()),
+            ..header()
+        };
+        for guessed in [[0; 32], *own.secret.as_bytes()] {
+            let forged = header.encode(VAULT, &WrappingKey::new(KeyBytes::copy_of(&guessed)));
+            let decoded = UnverifiedHeader::decode(&forged).unwrap();
+            assert!(decoded.verify_own(VAULT, &key(), &own).is_err());
+        }
+        let fields = encode_front(&header.fields, Some(&own.wrap));
+        let additional_data = additional_data(VAULT, &header.fields, Some(&own.wrap));
+        let alone = WrappingKey::new(KeyBytes::copy_of(own.secret.as_bytes()));
+        let wrapped = alone.wrap(&additional_data, header.data_key.as_bytes());
+        let forged = [&fields[..], &wrapped.0].concat();
+        let decoded = UnverifiedHeader::decode(&forged).unwrap();
+        assert!(decoded.verify_own(VAULT, &key(), &own).is_err());
     }
 
     #[test]
@@ -390,10 +421,10 @@ mod tests {
             let accepted = UnverifiedHeader::decode(&bytes).is_ok_and(|header| {
                 // Whoever opens it asks with what the header says, so the secret is tried with that.
                 let as_named = header.own().map(|wrap| OwnKey {
-                    key: WrappingKey::new(KeyBytes::copy_of(own.key.as_bytes())),
+                    secret: FileSecret::new(KeyBytes::copy_of(own.secret.as_bytes())),
                     wrap: wrap.clone(),
                 });
-                as_named.is_some_and(|own| header.verify_own(VAULT, &Arc::new(own)).is_ok())
+                as_named.is_some_and(|own| header.verify_own(VAULT, &key(), &Arc::new(own)).is_ok())
                     || header.verify(VAULT, &key()).is_ok()
             });
             assert!(!accepted, "byte {i}");

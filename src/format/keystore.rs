@@ -5,6 +5,7 @@
 
 mod audit;
 mod key;
+mod names;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -64,9 +65,9 @@ pub const VAULT_KEYS_MAX: usize = 16;
 /// The most bytes the path of a vault may have; of a longer one none is kept.
 pub const VAULT_PATH_LEN_MAX: usize = 255;
 
-/// The largest record of a vault, encoded: id, lowest epoch, path, keys, files, last use.
+/// The largest record of a vault, encoded: id, lowest epoch, path, keys, files, last use; and its mark.
 const VAULT_SIZE_MAX: usize =
-    16 + 4 + (8 + VAULT_PATH_LEN_MAX) + (8 + VAULT_KEYS_MAX * (16 + 4 + 4)) + (1 + 8 + 8) + (1 + 8);
+    16 + 4 + (8 + VAULT_PATH_LEN_MAX) + (8 + VAULT_KEYS_MAX * (16 + 4 + 4)) + (1 + 8 + 8) + (1 + 8) + names::MARK_SIZE;
 
 // All slots, all vaults and a key that was rotated to its limit fit together. Not every limit can be reached at once.
 const _: () =
@@ -229,8 +230,9 @@ pub fn encode(keystore: &KeystoreBody, key: &MacKey) -> Result<Vec<u8>, FormatEr
 
 /// Checks everything about a body that its types leave open.
 fn check(keystore: &KeystoreBody) -> Result<(), FormatError> {
-    body::check_extensions(&keystore.extensions, &[audit::EXTENSION])?;
+    body::check_extensions(&keystore.extensions, &[audit::EXTENSION, names::EXTENSION])?;
     audit::check(&keystore.extensions)?;
+    names::check(&keystore.extensions)?;
     in_range((1..=SLOTS_MAX).contains(&keystore.slots.len()), "number of slots")?;
     in_range((1..=KEYS_MAX).contains(&keystore.keys.len()), "number of keys")?;
     in_range(keystore.aliases.len() <= ALIASES_MAX, "number of aliases")?;

@@ -20,12 +20,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use self::frame::{FrameError, REPLY_SIZE_MAX, REQUEST_SIZE_MAX};
 use super::{
     custodian::{Context, Custodian, KeyError, KeyHandle, WrappedKey},
-    local::{KeystoreError, VaultUse},
+    local::{KeystoreError, Standing, VaultLook, VaultUse},
     request::{Answer, Change, Changed, Question},
 };
 use crate::{
     crypto::{KEY_SIZE, keys::EpochKey, locked::LockedKey},
-    ids::{Epoch, KeyId, KeystoreId, VaultId},
+    ids::{Epoch, KeyId, KeystoreId, NamesMark, VaultId},
 };
 
 /// How long a client waits for a place, when the agent has as much to do for its user as it does for one.
@@ -70,13 +70,19 @@ pub enum Request {
         to: KeyId,
         to_context: Context,
     },
-    /// What is known of this epoch of this vault? Answered to who may unwrap its key.
-    Vault { vault: VaultId, epoch: Epoch, wrap: Wrap },
-    /// Keep this of this vault, whose current epoch is this. Done for who may unwrap its key, and only if it opens.
+    /// What is known of this epoch of this vault, which looks like this? Answered to who may unwrap its key.
+    Vault {
+        vault: VaultId,
+        epoch: Epoch,
+        wrap: Wrap,
+        look: VaultLook,
+    },
+    /// Keep this of this vault, whose current epoch is this. Done for who may unwrap its key, and only if it opens and the names root is the vault's.
     Record {
         vault: VaultId,
         epoch: Epoch,
         wrap: Wrap,
+        names: NamesMark,
         vault_use: VaultUse,
     },
     /// Make a new version of this key, if hushfs manages it.
@@ -178,6 +184,8 @@ pub struct AgentStatus {
 pub struct VaultState {
     /// The lowest number that the vault's current epoch may have; none without a record.
     pub floor: Option<Epoch>,
+    /// Whether it is the vault that the keystore knows.
+    pub standing: Standing,
     /// Whether the wrap is under the newest version of its key.
     pub is_newest: bool,
 }
@@ -391,8 +399,19 @@ impl AgentClient {
     /// # Errors
     ///
     /// The [`AgentError`] that says why not.
-    pub fn vault(&self, vault: VaultId, epoch: Epoch, wrap: Wrap) -> Result<VaultState, AgentError> {
-        self.ask(&Request::Vault { vault, epoch, wrap }, |done| match done {
+    pub fn vault(
+        &self,
+        (vault, epoch): (VaultId, Epoch),
+        wrap: Wrap,
+        look: VaultLook,
+    ) -> Result<VaultState, AgentError> {
+        let request = Request::Vault {
+            vault,
+            epoch,
+            wrap,
+            look,
+        };
+        self.ask(&request, |done| match done {
             Done::Vault(state) => Some(state),
             _ => None,
         })
@@ -407,12 +426,13 @@ impl AgentClient {
         &self,
         (vault, epoch): (VaultId, Epoch),
         wrap: Wrap,
-        vault_use: VaultUse,
+        (names, vault_use): (NamesMark, VaultUse),
     ) -> Result<bool, AgentError> {
         let request = Request::Record {
             vault,
             epoch,
             wrap,
+            names,
             vault_use,
         };
         self.ask(&request, |done| match done {

@@ -25,7 +25,7 @@ pub use self::{
     keys::{DELETION_DAYS_DEFAULT, NewKey, Reaped},
     rotation::{ON_DEMAND_ROTATIONS_MAX, ROTATION_DAYS_DEFAULT, RotationStatus},
     slots::{Rekeyed, free_label},
-    vaults::VaultUse,
+    vaults::{Standing, VaultLook, VaultUse},
 };
 use super::{
     custodian::{Context, Custodian, KeyError, KeyHandle, WrappedKey},

@@ -58,7 +58,7 @@ use crate::{
     ids::{Epoch, KeyId, VaultId},
     keystore::{
         Context, Custodian, KeyError, KeyHandle, LocalKeystore, Providers, Reach, SlotChoice, Unlock, WrappedKey,
-        local::{DEFAULT_ALIAS, VaultUse},
+        local::{DEFAULT_ALIAS, Standing, VaultLook, VaultUse},
     },
 };
 
@@ -125,6 +125,9 @@ impl VaultHome {
         let new = NewVault::make(&keystore, layout, (key, Vec::new()), now)?;
         keystore
             .raise_epoch_floor(new.header.vault, Epoch(1))
+            .map_err(CreateError::Keystore)?;
+        keystore
+            .note_names(new.header.vault, new.names_root.mark())
             .map_err(CreateError::Keystore)?;
         let vault_use = VaultUse {
             keys: change::vault_keys(&new.header),
@@ -397,6 +400,29 @@ impl VaultHome {
         Ok(open)
     }
 
+    /// Returns what the vault shows its keystore of itself.
+    fn look_of(&self, names_root: &NamesRoot, is_embedded: bool) -> VaultLook {
+        let path = fs::canonicalize(&self.path).ok();
+        let path = path.and_then(|path| path.into_os_string().into_string().ok());
+        VaultLook {
+            names: names_root.mark(),
+            path: path.filter(|_| !is_embedded),
+        }
+    }
+
+    /// Refuses a vault that stands in the place of another: its header is authentic under a key of the keystore, and may be so for who can have data keys made.
+    fn check_standing(&self, vault: VaultId, standing: Standing) -> Result<(), OpenError> {
+        match standing {
+            Standing::Known | Standing::New => Ok(()),
+            Standing::OtherNames => Err(OpenError::OtherVault { vault }),
+            Standing::InPlaceOf(known) => Err(OpenError::InPlaceOf {
+                path: self.path.clone(),
+                vault,
+                known,
+            }),
+        }
+    }
+
     fn unwrap_epochs(&self, keys: &KeysInUse<'_>, is_embedded: bool) -> Result<Opened, OpenError> {
         // The one field used before the MAC is checked is the current epoch, and with it the wraps of its key.
         let claims = self.header.claims();
@@ -406,7 +432,7 @@ impl VaultHome {
             .expect("a header without its current epoch does not decode");
         let key = unwrap_epoch(keys.custodian(), None, vault, current).map_err(|error| match error {
             // A vault's own keystore knows the vault, or is not its own. One that does has destroyed the key.
-            KeyError::NotFound { key } if is_embedded && keys.epoch_floor(vault, current) == Ok(None) => {
+            KeyError::NotFound { key } if is_embedded && !keys.has_record(vault) => {
                 OpenError::Key(KeyError::Rejected { key })
             }
             error => OpenError::Key(error),
@@ -417,7 +443,16 @@ impl VaultHome {
             .clone()
             .verify(&mac_key)
             .map_err(error::in_file(&self.path, VAULT_HEADER))?;
-        if let Some(lowest) = keys.epoch_floor(vault, current).map_err(OpenError::Key)?
+        let names_root = unwrap_names_root(&header, &key).map_err(error::in_file(&self.path, VAULT_HEADER))?;
+        let look = self.look_of(&names_root, is_embedded);
+        let state = keys.state(vault, current, &look).map_err(OpenError::Key)?;
+        self.check_standing(vault, state.standing)?;
+        if is_embedded && state.floor.is_none() {
+            // It is made with the record of its vault.
+            let key = current.wraps[0].key;
+            return Err(OpenError::Key(KeyError::Rejected { key }));
+        }
+        if let Some(lowest) = state.floor
             && header.current < lowest
         {
             return Err(OpenError::RolledBack {
@@ -426,7 +461,6 @@ impl VaultHome {
             });
         }
         let layout = header.layout().map_err(error::in_file(&self.path, VAULT_HEADER))?;
-        let names_root = unwrap_names_root(&header, &key).map_err(error::in_file(&self.path, VAULT_HEADER))?;
         let mut epochs = EpochKeys::new(header.current, key.header_wrapping_key(vault));
         let customer_key = self.customer_key.as_ref();
         for epoch in header.epochs.iter().filter(|epoch| epoch.number != header.current) {

@@ -30,7 +30,10 @@ use super::{
 };
 use crate::{
     backing::alarm,
-    crypto::{keys::EpochKey, random},
+    crypto::{
+        keys::{EpochKey, FileSecret},
+        random,
+    },
     format::{
         FormatError,
         header::{OwnKey, OwnWrap},
@@ -413,7 +416,7 @@ impl OwnKeys {
             error => VaultError::EpochKey(ask.epoch, error),
         })?;
         let own = Arc::new(OwnKey {
-            key: secret.file_wrapping_key(self.vault),
+            secret: FileSecret::of(&secret),
             wrap: wrap.clone(),
         });
         let access = Arc::new(OwnAccess::new(own, ask.epoch, self.limits, asked));
@@ -430,8 +433,7 @@ impl OwnKeys {
             return access.check();
         }
         let answer = self.unwrap(ask, &access.own.wrap).and_then(|secret| {
-            let again = secret.file_wrapping_key(self.vault);
-            match bool::from(again.as_bytes().ct_eq(access.own.key.as_bytes())) {
+            match bool::from(secret.as_bytes().ct_eq(access.own.secret.as_bytes())) {
                 true => Ok(()),
                 false => Err(KeyError::Rejected { key: ask.key.0 }),
             }
@@ -445,11 +447,13 @@ impl OwnKeys {
         let (secret, wrapped) = generated.map_err(refused)?;
         let wrap = OwnWrap::new(ask.key.0, wrapped.into_bytes())
             .map_err(|error| VaultError::HeaderDamaged(ask.file, error))?;
-        let key = secret.file_wrapping_key(self.vault);
         Ok(NewOwnKey {
             file: ask.file,
             epoch: ask.epoch,
-            own: Arc::new(OwnKey { key, wrap }),
+            own: Arc::new(OwnKey {
+                secret: FileSecret::of(&secret),
+                wrap,
+            }),
             made: (self.clock)(),
         })
     }

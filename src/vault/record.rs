@@ -6,7 +6,7 @@
 //! What always holds:
 //!
 //! - A record is never ahead of the vault's disk: what it notes was made durable before. Otherwise a power cut would look like an attack.
-//! - It is never fatal that a record is lost or damaged, and always said.
+//! - It is always said that a record is lost or damaged. One that is not authentic is fatal only where older versions are refused.
 //! - What went backwards stays noted as it was before, and is told again, until it is accepted.
 
 mod store;

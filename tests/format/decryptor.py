@@ -209,10 +209,22 @@ class Keystore:
         self.keys = body.list(1, 1024, lambda: self.key(body))
         self.aliases = body.list(0, 4096, lambda: (body.string(), body.bytes(16)))
         self.vaults = dict(body.list(0, 4096, lambda: self.vault(body)))
-        body.extensions()
+        self.names_marks = self.marks(body.extensions(known=(2,)))
         body.end()
         check(rises([slot["id"] for slot in self.slots]), "slots rise")
         check(rises([key["id"] for key in self.keys]), "keys rise")
+
+    @staticmethod
+    def marks(found):
+        """The marks of the names roots of vaults."""
+        check(len(found) <= 1, "one extension with marks")
+        if not found:
+            return {}
+        critical, data = found[0]
+        check(critical == 1 and data and len(data) % 32 == 0 and len(data) <= 4096 * 32, "the marks of vaults")
+        marks = [(data[at : at + 16], data[at + 16 : at + 32]) for at in range(0, len(data), 32)]
+        check(rises([vault for vault, _ in marks]), "the marks of vaults rise")
+        return dict(marks)
 
     def vault(self, body):
         record = body.bytes(16), body.u32()
@@ -463,6 +475,8 @@ class Vault:
         check(keystore.vaults.get(self.id, 0) <= self.current, "the current epoch is not an old one")
         check(len(names_roots) == 1, "the names root is the same in all epochs")
         self.names_root = names_roots.pop()
+        mark = derive("names root mark", self.names_root, 16)
+        check(keystore.names_marks.get(self.id, mark) == mark, "the vault is the one that the keystore knows")
 
     @staticmethod
     def wraps(body):
@@ -535,7 +549,7 @@ class Vault:
         context = pairs[0] + [("hushfs:vault", self.id.hex()), ("hushfs:file", file_id.hex())]
         aad = b"hushfs v1 master key wrap" + self.keystore.id + key_id + u32(version) + encode_context(context)
         secret = unwrap(self.materials[key_id, version], aad, blob)
-        kek = derive("file wrapping key", secret + self.id)
+        kek = derive("file wrapping key", secret + derive("header wrapping key", self.epochs[epoch] + self.id))
         return unwrap(kek, b"hushfs v2 header" + self.id + data[:-96], data[-96:])
 
     def content(self, path, directory, name):

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, sync::Arc};
 
 use hushfs::{
+    crypto::keys::FileSecret,
     format::{
         FormatError::{
             self, Newer, NotAuthentic, NotCanonical, NotOne, OutOfRange, TooShort, TrailingBytes, UnknownFeature,
@@ -56,6 +57,7 @@ const FAULTS: &[(&str, FormatError)] = &[
     ("header_2_other_blob", NotAuthentic),
     ("header_2_other_vault", NotAuthentic),
     ("header_2_bad_wrap", NotAuthentic),
+    ("header_2_without_epoch_key", NotAuthentic),
     ("preamble_wrong_magic", NotOne),
     ("preamble_newer_version", Newer(2)),
     ("preamble_version_zero", OutOfRange("format version")),
@@ -186,6 +188,12 @@ const FAULTS: &[(&str, FormatError)] = &[
     ("keystore_no_material", OutOfRange("number of materials")),
     ("keystore_material_zero", OutOfRange("version of a material")),
     ("keystore_aliases_fall", OutOfRange("name of an alias")),
+    ("keystore_marks_fall", OutOfRange("marks of vaults")),
+    ("keystore_marks_cut", TooShort),
+    ("keystore_marks_none", OutOfRange("marks of vaults")),
+    ("keystore_marks_not_critical", OutOfRange("marks of vaults")),
+    ("keystore_marks_twice", OutOfRange("marks of vaults")),
+    ("keystore_too_many_marks", OutOfRange("marks of vaults")),
     ("keystore_vaults_fall", OutOfRange("vault id")),
     ("keystore_critical_extension", UnknownFeature),
     ("keystore_huge_count", NotCanonical),
@@ -263,8 +271,9 @@ pub fn open(kind: &str, bytes: &[u8]) -> Result<(), FormatError> {
                 // As of a custodian that opens whatever the header has: the wrap must notice.
                 Some(wrap) => header.verify_own(
                     VAULT,
+                    &epoch_key().header_wrapping_key(VAULT),
                     &Arc::new(OwnKey {
-                        key: epoch_key().file_wrapping_key(VAULT),
+                        secret: FileSecret::of(&epoch_key()),
                         wrap: wrap.clone(),
                     }),
                 ),

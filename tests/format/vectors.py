@@ -32,9 +32,10 @@ def derivations():
     inputs = {
         "committing wrap": (KEY + SALT + blake3(b"purpose").digest(), 76),
         "header wrapping key": (KEY + VAULT, 32),
-        "file wrapping key": (KEY + VAULT, 32),
+        "file wrapping key": (KEY + derive("header wrapping key", KEY + VAULT), 32),
         "names root wrapping key": (KEY + VAULT, 32),
         "vault header mac key": (KEY + VAULT, 32),
+        "names root mark": (KEY, 16),
         "root directory id": (KEY, 16),
         "directory id": (KEY + DIRECTORY + NAME, 16),
         "directory name key": (KEY + DIRECTORY, 32),
@@ -88,14 +89,14 @@ def file_blob():
     return u32(1) + wrap(SECRET, aad, KEY, SALT)
 
 
-def header_2(data=None, key_id=KEY_ID, vault=VAULT, length=None, body=None):
+def header_2(data=None, key_id=KEY_ID, vault=VAULT, length=None, body=None, kek=None):
     """The header of a file without a bucket key."""
     data = file_blob() if data is None else data
     commitment = derive("file key commitment", SECRET + FILE + u16(SUITE))
     body_length = 170 + 16 + len(data) if body is None else body
     front = b"HUSHHEAD" + u16(2) + u16(1) + u32(body_length) + u16(SUITE) + u32(EPOCH) + FILE + DIRECTORY + commitment
     front += key_id + u32(len(data) if length is None else length) + data
-    kek = derive("file wrapping key", KEY + VAULT)
+    kek = kek or derive("file wrapping key", KEY + derive("header wrapping key", KEY + VAULT))
     return front + wrap(kek, b"hushfs v2 header" + vault + front, SECRET, SALT)
 
 
@@ -246,6 +247,10 @@ def keystore(slots=None, keys=None, aliases=(b"alias/hushfs/default",), vaults=N
     return with_mac(b"HUSHKEYS", body, derive("keystore mac key", KEY), 2)
 
 
+def names_marks(marks, critical=1):
+    return u16(2) + bytes([critical]) + blob(b"".join(vault + mark for vault, mark in marks))
+
+
 def every_kind():
     """A keystore with a slot of each kind, a key of each, and all there is to say of a key."""
     kinds = [
@@ -257,7 +262,8 @@ def every_kind():
     materials = [material(1), material(2, u32(1)), material(3, u32(2)), material(4, u32(3))]
     whole = key_record(materials, manager=0, policy=b"{}", last_use=b"\x01" + u32(1) + u64(1_700_000_003))
     remote = [key_record(key_id=bytes([0x56 + i]) * 16, remote=name) for i, name in enumerate([ARN, TOKEN_KEY])]
-    return keystore([slot(number + 1, kind) for number, kind in enumerate(kinds)], [whole, *remote])
+    marks = names_marks([(VAULT, derive("names root mark", KEY, 16)), (FILE, KEY_ID)])
+    return keystore([slot(number + 1, kind) for number, kind in enumerate(kinds)], [whole, *remote], extensions=[marks])
 
 
 def keystore_1(kind=None):
@@ -478,6 +484,7 @@ def faults():
     yield "header_2_other_blob", flipped(good, 120)
     yield "header_2_other_vault", header_2(vault=FILE)
     yield "header_2_bad_wrap", flipped(good, len(good) - 1)
+    yield "header_2_without_epoch_key", header_2(kek=derive("file wrapping key", KEY + VAULT))
 
     good = preamble()
     yield from front_faults("preamble", good)
@@ -601,6 +608,12 @@ def faults():
     yield "keystore_no_material", keystore(keys=[key_record([])])
     yield "keystore_material_zero", keystore(keys=[key_record([material(0)])])
     yield "keystore_aliases_fall", keystore(aliases=[b"b", b"a"])
+    yield "keystore_marks_fall", keystore(extensions=[names_marks([(FILE, KEY_ID), (VAULT, KEY_ID)])])
+    yield "keystore_marks_cut", keystore(extensions=[names_marks([(VAULT, KEY_ID[1:])])])
+    yield "keystore_marks_none", keystore(extensions=[names_marks([])])
+    yield "keystore_marks_not_critical", keystore(extensions=[names_marks([(VAULT, KEY_ID)], 0)])
+    yield "keystore_marks_twice", keystore(extensions=[names_marks([(VAULT, KEY_ID)])] * 2)
+    yield "keystore_too_many_marks", keystore(extensions=[names_marks([(u32(i)[::-1] * 4, KEY_ID) for i in range(4097)])])
     yield "keystore_vaults_fall", keystore(vaults=[vault_record(FILE), vault_record()])
     yield "keystore_critical_extension", keystore(extensions=[extension(1)])
     yield "keystore_huge_count", with_mac(b"HUSHKEYS", KEYSTORE + u64(7) + u64(0) + u64(0) + SECRET + u64(1 << 60), KEY, 2)

@@ -8,7 +8,7 @@ use hushfs::{
         OpenError,
         block::{BlockCipher, Suite},
         derive::{self, context},
-        keys::{AuditKey, AuditSeed, CustomerKey, KeyBytes, SlotAuthenticator, SlotSecret},
+        keys::{AuditKey, AuditSeed, CustomerKey, FileSecret, KeyBytes, SlotAuthenticator, SlotSecret, WrappingKey},
         locked::LockedKey,
         passphrase::Hardness,
         seal::BlockSum,
@@ -29,7 +29,7 @@ use hushfs::{
         snapshot::{FileState, Item, SealedContent, SnapshotFront, SnapshotHead, What},
         vault::{CustodianKind, UnverifiedVaultHeader, VaultHeader},
     },
-    ids::{Epoch, FileId, LogId, RecordId, SnapshotId},
+    ids::{Epoch, FileId, LogId, NamesMark, RecordId, SnapshotId, VaultId},
     keystore::{
         KeyFile, Passphrase, RecoveryKey, Unlock,
         identity::{Identity, IdentityFile, parse_recipient, recipient_to_text},
@@ -73,10 +73,7 @@ fn every_derivation_gives_its_known_answer() {
             context::HEADER_WRAPPING_KEY,
             text(epoch_key().header_wrapping_key(VAULT).as_bytes()),
         ),
-        (
-            context::FILE_WRAPPING_KEY,
-            text(epoch_key().file_wrapping_key(VAULT).as_bytes()),
-        ),
+        (context::FILE_WRAPPING_KEY, text(file_wrapping_key().as_bytes())),
         (
             context::NAMES_ROOT_WRAPPING_KEY,
             text(epoch_key().names_root_wrapping_key(VAULT).as_bytes()),
@@ -85,6 +82,7 @@ fn every_derivation_gives_its_known_answer() {
             context::VAULT_HEADER_MAC_KEY,
             text(epoch_key().vault_header_mac_key(VAULT).as_bytes()),
         ),
+        (context::NAMES_ROOT_MARK, names_root().mark().to_hex()),
         (context::ROOT_DIRECTORY_ID, names_root().root_directory_id().to_hex()),
         (
             context::DIRECTORY_ID,
@@ -231,6 +229,12 @@ fn the_known_header_verifies() {
     assert_eq!((fields.file, fields.directory), (FILE, DIRECTORY));
 }
 
+/// That of a file whose secret is the same as the key of its epoch.
+fn file_wrapping_key() -> WrappingKey {
+    let of_epoch = epoch_key().header_wrapping_key(VAULT);
+    FileSecret::of(&epoch_key()).file_wrapping_key(&of_epoch)
+}
+
 #[test]
 fn the_known_header_without_a_bucket_key_verifies() {
     let bytes = hex(&vectors()["header 2"]);
@@ -238,11 +242,12 @@ fn the_known_header_without_a_bucket_key_verifies() {
     let wrap = header.own().unwrap();
     assert_eq!((wrap.key(), wrap.blob().len()), (KEY_ID, 100));
     let own = Arc::new(OwnKey {
-        key: epoch_key().file_wrapping_key(VAULT),
+        secret: FileSecret::of(&epoch_key()),
         wrap: wrap.clone(),
     });
-    assert!(header.verify(VAULT, &own.key).is_err());
-    let header = header.verify_own(VAULT, &own).unwrap();
+    assert!(header.verify(VAULT, &file_wrapping_key()).is_err());
+    let of_epoch = epoch_key().header_wrapping_key(VAULT);
+    let header = header.verify_own(VAULT, &of_epoch, &own).unwrap();
     assert_eq!(header.data_key.as_bytes(), &secret());
     assert_eq!((header.fields.epoch, header.fields.directory), (Epoch(3), DIRECTORY));
 }
@@ -435,6 +440,9 @@ fn the_known_keystore_of_every_kind_verifies() {
             "pkcs11"
         ]
     );
+    assert_eq!(body.names_mark(VAULT), Some(names_root().mark()));
+    assert_eq!(body.names_mark(VaultId(FILE.0)), Some(NamesMark(KEY_ID.0)));
+    assert_eq!(body.names_mark(VaultId([9; 16])), None);
     let key = &body.keys[0];
     assert_eq!((key.manager, key.policy.as_str()), (Manager::Customer, "{}"));
     assert_eq!(

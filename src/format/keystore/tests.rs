@@ -8,7 +8,7 @@ use crate::{
         slot::{ENCAPSULATED_SIZE, PUBLIC_KEY_SIZE, SEALED_ROOT_SIZE},
         wrap::{WRAPPED_SIZE, Wrapped},
     },
-    ids::LogId,
+    ids::{LogId, NamesMark},
 };
 
 fn mac_key() -> MacKey {
@@ -586,6 +586,36 @@ fn the_audit_extension_comes_back_and_each_fault_of_it_is_refused() {
     assert_eq!(fault(|e| e.push(e[1].clone())), settings);
     assert_eq!(fault(|e| e[1].data.truncate(120)), FormatError::TooShort);
     assert_eq!(fault(|e| e[1].data.push(0)), FormatError::TrailingBytes);
+}
+
+#[test]
+fn marks_of_vaults_come_back_and_each_fault_of_them_is_refused() {
+    let mut body = good();
+    for byte in [7, 5, 6, 5] {
+        body.set_names_mark(VaultId([byte; 16]), NamesMark([byte; 16]));
+    }
+    let extension = body.extensions[1].clone();
+    assert_eq!((extension.kind, extension.critical, extension.data.len()), (2, 1, 96));
+    let bytes = encode(&body, &mac_key()).unwrap();
+    let read = UnverifiedKeystoreFile::decode(&bytes)
+        .unwrap()
+        .verify(&mac_key())
+        .unwrap();
+    assert_eq!(read.names_mark(VaultId([6; 16])), Some(NamesMark([6; 16])));
+    assert_eq!(read.names_mark(VaultId([8; 16])), None);
+    let fault = |change: fn(&mut Vec<Extension>)| {
+        let mut body = body.clone();
+        change(&mut body.extensions);
+        UnverifiedKeystoreFile::decode(&encode_unchecked(&body))
+            .map(drop)
+            .unwrap_err()
+    };
+    let marks = FormatError::OutOfRange("marks of vaults");
+    assert_eq!(fault(|e| e[1].critical = 0), marks);
+    assert_eq!(fault(|e| e[1].data[0] = 9), marks);
+    assert_eq!(fault(|e| e[1].data.clear()), marks);
+    assert_eq!(fault(|e| e.push(e[1].clone())), marks);
+    assert_eq!(fault(|e| e[1].data.truncate(95)), FormatError::TooShort);
 }
 
 #[test]

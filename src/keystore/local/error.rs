@@ -48,6 +48,8 @@ pub enum KeystoreError {
     AuditSeed,
     /// There are records of [`VAULTS_MAX`] vaults.
     TooManyVaults { vault: VaultId },
+    /// The vault has another names root than the one with this id that the keystore knows.
+    OtherVault { vault: VaultId },
     /// A key cannot be used for this, or not now.
     Key(KeyError),
     /// No key has this id, alias or ARN.
@@ -123,7 +125,8 @@ impl KeystoreError {
             | KeystoreError::Hardness
             | KeystoreError::Recipient
             | KeystoreError::AuditSeed
-            | KeystoreError::TooManyVaults { .. } => return None,
+            | KeystoreError::TooManyVaults { .. }
+            | KeystoreError::OtherVault { .. } => return None,
         })
     }
 }
@@ -151,6 +154,10 @@ impl fmt::Display for KeystoreError {
             KeystoreError::TooManyVaults { vault } => write!(
                 f,
                 "no room for vault {vault}: the keystore has records of {VAULTS_MAX} vaults"
+            ),
+            KeystoreError::OtherVault { vault } => write!(
+                f,
+                "vault {vault} is another than the keystore knows by this id: look who may write to it, and put its vault.hush back from a backup"
             ),
             KeystoreError::Key(error) => error.fmt(f),
             KeystoreError::NoSuchKey { name } => write!(f, "no key {name:?} in this keystore"),

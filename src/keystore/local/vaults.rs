@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{KeystoreError, LocalKeystore, keys::SECONDS_PER_DAY};
 use crate::{
     format::keystore::{FileCount, VAULT_KEYS_MAX, VAULT_PATH_LEN_MAX, VAULTS_MAX, VaultKey, VaultRecord},
-    ids::{Epoch, KeyId, VaultId},
+    ids::{Epoch, KeyId, NamesMark, VaultId},
     keystore::{custodian::KeyHandle, policy::action},
 };
 
@@ -20,7 +20,69 @@ pub struct VaultUse {
     pub files: Option<u64>,
 }
 
+/// What a vault shows of itself when it is opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultLook {
+    /// The mark of its names root, which is one for the vault's life.
+    pub names: NamesMark,
+    /// Where it is, if the keystore is elsewhere.
+    pub path: Option<String>,
+}
+
+/// Whether a vault is the one that the keystore knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// It is.
+    Known,
+    /// Nothing is noted that would tell it from another.
+    New,
+    /// The vault with this id has another names root.
+    OtherNames,
+    /// Nothing is noted of it, and this vault was last seen in its place.
+    InPlaceOf(VaultId),
+}
+
 impl LocalKeystore {
+    /// Tells whether a vault is the one that the keystore knows by its id.
+    ///
+    /// Who may have data keys made, of whatever key, can write a vault header that authenticates; but not one with the names root of a vault that they
+    /// cannot read.
+    pub fn standing(&self, vault: VaultId, look: &VaultLook) -> Standing {
+        match self.body.names_mark(vault) {
+            Some(names) if names == look.names => Standing::Known,
+            Some(_) => Standing::OtherNames,
+            None if self.vault_index(vault).is_ok() => Standing::New,
+            None => {
+                let other = look.path.as_deref().and_then(|path| self.other_at(vault, path));
+                other.map_or(Standing::New, Standing::InPlaceOf)
+            }
+        }
+    }
+
+    /// Returns another vault that was last seen at a path where this one was not.
+    pub fn other_at(&self, vault: VaultId, path: &str) -> Option<VaultId> {
+        let mut there = self.body.vaults.iter().filter(|record| record.path == path);
+        let first = there.next()?.vault;
+        let is_its_own = first == vault || there.any(|record| record.vault == vault);
+        (!is_its_own).then_some(first)
+    }
+
+    /// Notes what a vault is to be known by, the first time. Tells whether it was.
+    ///
+    /// # Errors
+    ///
+    /// [`KeystoreError::OtherVault`] when something else is noted.
+    pub fn note_names(&mut self, vault: VaultId, names: NamesMark) -> Result<bool, KeystoreError> {
+        match self.body.names_mark(vault) {
+            None => {
+                self.body.set_names_mark(vault, names);
+                Ok(true)
+            }
+            Some(noted) if noted == names => Ok(false),
+            Some(_) => Err(KeystoreError::OtherVault { vault }),
+        }
+    }
+
     /// Returns the lowest number that a vault's current epoch may have, if the keystore has a record of the vault.
     pub fn epoch_floor(&self, vault: VaultId) -> Option<Epoch> {
         let at = self.vault_index(vault).ok()?;
@@ -118,12 +180,64 @@ mod tests {
         assert_eq!(unlock(&bytes, 1).unwrap().epoch_floor(VAULT), Some(Epoch(3)));
     }
 
+    const NAMES: NamesMark = NamesMark([5; 16]);
+
+    fn look(names: NamesMark, path: &str) -> VaultLook {
+        VaultLook {
+            names,
+            path: Some(path.to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_vault_is_known_by_its_names_root_from_its_first_use_on() {
+        let mut keystore = keystore();
+        let other = NamesMark([6; 16]);
+        assert_eq!(keystore.standing(VAULT, &look(other, "/srv/vault")), Standing::New);
+        keystore.raise_epoch_floor(VAULT, Epoch(1)).unwrap();
+        assert_eq!(keystore.standing(VAULT, &look(other, "/srv/vault")), Standing::New);
+        assert_eq!(keystore.note_names(VAULT, NAMES), Ok(true));
+        assert_eq!(keystore.note_names(VaultId([1; 16]), other), Ok(true));
+        assert_eq!(keystore.note_names(VAULT, NAMES), Ok(false));
+        let refused = KeystoreError::OtherVault { vault: VAULT };
+        assert_eq!(keystore.note_names(VAULT, other), Err(refused));
+        let bytes = keystore.encode(1).unwrap();
+        let keystore = unlock(&bytes, 1).unwrap();
+        assert_eq!(keystore.standing(VAULT, &look(NAMES, "/else")), Standing::Known);
+        assert_eq!(
+            keystore.standing(VAULT, &look(other, "/srv/vault")),
+            Standing::OtherNames
+        );
+    }
+
+    #[test]
+    fn a_vault_that_is_not_known_does_not_take_the_place_of_one_that_is() {
+        let mut keystore = keystore();
+        let key = default_key(&keystore);
+        keystore.raise_epoch_floor(VAULT, Epoch(1)).unwrap();
+        keystore.note_names(VAULT, NAMES).unwrap();
+        keystore.note_vault(VAULT, needs(key.0, 1), 1000);
+        let stranger = VaultId([9; 16]);
+        let standing = |keystore: &LocalKeystore, path| keystore.standing(stranger, &look(NAMES, path));
+        assert_eq!(standing(&keystore, "/srv/vault"), Standing::InPlaceOf(VAULT));
+        assert_eq!(standing(&keystore, "/srv/other"), Standing::New);
+        // Used once elsewhere it is known, and may be moved here.
+        keystore.raise_epoch_floor(stranger, Epoch(1)).unwrap();
+        keystore.note_names(stranger, NAMES).unwrap();
+        assert_eq!(standing(&keystore, "/srv/vault"), Standing::Known);
+        assert_eq!(keystore.other_at(stranger, "/srv/vault"), Some(VAULT));
+        keystore.note_vault(stranger, needs(key.0, 1), 1000);
+        assert_eq!(keystore.other_at(stranger, "/srv/vault"), None);
+        assert_eq!(keystore.other_at(VAULT, "/srv/vault"), None);
+    }
+
     #[test]
     fn records_of_vaults_have_a_limit() {
         let mut keystore = keystore();
         let vault = |i: usize| VaultId(std::array::from_fn(|at| if at < 8 { i.to_be_bytes()[at] } else { 0 }));
         for i in 0..VAULTS_MAX {
             keystore.raise_epoch_floor(vault(i), Epoch(1)).unwrap();
+            keystore.note_names(vault(i), NAMES).unwrap();
         }
         let vault = vault(VAULTS_MAX);
         assert_eq!(

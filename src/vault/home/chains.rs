@@ -245,8 +245,9 @@ impl OpenVault {
 
     /// Returns those of them that have a newer material than their current epoch is wrapped under.
     pub(super) fn chains_behind(&self) -> Vec<(KeyHandle, ContextPairs)> {
-        self.chains_where(|record| match self.keys.is_under_newest(self.header.vault, record) {
-            Ok(is_newest) => !is_newest,
+        let look = self.look();
+        self.chains_where(|record| match self.keys.state(self.header.vault, record, &look) {
+            Ok(state) => !state.is_newest,
             // A key that an agent no longer lets this user use keeps its epoch, as one does that refuses a new one.
             Err(error) => {
                 log::warn!(

@@ -25,7 +25,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
+    fmt, io,
     path::PathBuf,
 };
 
@@ -41,7 +41,11 @@ use crate::{
         vault::{BucketKeysOff, CHAINS_MAX, CustodianKind, DIRECTORY_KEYS_MAX, EPOCHS_MAX, EpochRecord, VaultHeader},
     },
     ids::{DirectoryId, Epoch, KeyId},
-    keystore::{AgentError, KeyError, KeyHandle, KeystoreError, NewSecret, agent::Refusal, local::VaultUse},
+    keystore::{
+        AgentError, KeyError, KeyHandle, KeystoreError, NewSecret,
+        agent::Refusal,
+        local::{VaultLook, VaultUse},
+    },
 };
 
 /// Why a change of a vault's keys failed. The vault in memory is not to be used further: open it again.
@@ -283,7 +287,8 @@ impl OpenVault {
     /// The [`ChangeError`] that says why not.
     pub fn finish(&mut self, now: u64) -> Result<bool, ChangeError> {
         let vault = self.header.vault;
-        let behind = !self.keys.is_under_newest(vault, self.current())?;
+        let look = self.look();
+        let behind = !self.keys.state(vault, self.current(), &look)?.is_newest;
         let chains_behind = self.chains_behind();
         if behind || !chains_behind.is_empty() {
             self.refresh(now)?;
@@ -301,7 +306,7 @@ impl OpenVault {
                 }
             }
         }
-        if self.keys.epoch_floor(vault, self.current())? >= Some(self.header.current) {
+        if self.keys.state(vault, self.current(), &look)?.floor >= Some(self.header.current) {
             // Whoever may not write the keystore, as that of an administrator, may use the vault all the same.
             if let Err(error) = self.record(None, now) {
                 log::info!("the keystore does not know of this use of the vault: {error}");
@@ -496,13 +501,16 @@ impl OpenVault {
         Call::on_key("PutBucketEncryption", &key.to_string(), parameters)
     }
 
-    /// Raises the floor to the current epoch and has the keystore know what the vault needs it for; tells whether the floor was behind.
+    /// Returns what the vault shows of itself.
+    pub(super) fn look(&self) -> VaultLook {
+        self.home.look_of(&self.vault.names_root, self.keys.is_embedded())
+    }
+
+    /// Raises the floor to the current epoch and has the keystore know the vault, and what the vault needs it for; tells whether the floor was behind.
     fn record(&mut self, files: Option<u64>, now: u64) -> Result<bool, ChangeError> {
-        let is_embedded = self.keys.is_embedded();
-        let path = fs::canonicalize(self.home.path()).ok();
-        let path = path.and_then(|path| path.into_os_string().into_string().ok());
+        let VaultLook { names, path } = self.look();
         let vault_use = VaultUse {
-            path: path.filter(|_| !is_embedded),
+            path,
             keys: vault_keys(&self.header),
             files,
         };
@@ -510,7 +518,7 @@ impl OpenVault {
             .header
             .epoch(self.header.current)
             .expect("a header without its current epoch does not decode");
-        self.keys.record((self.header.vault, current), vault_use, now)
+        self.keys.record((self.header.vault, current), (names, vault_use), now)
     }
 
     fn store_header(&mut self) -> Result<(), ChangeError> {

@@ -11,7 +11,7 @@ use crate::{
         FormatError,
         name::{KEYSTORE, VAULT_HEADER},
     },
-    ids::Epoch,
+    ids::{Epoch, VaultId},
     keystore::{KeyError, KeystoreError, UnlockError},
 };
 
@@ -50,6 +50,14 @@ pub enum OpenError {
         current: Epoch,
         /// The lowest one it may have.
         lowest: Epoch,
+    },
+    /// The vault has another names root than the one with this id that the keystore knows.
+    OtherVault { vault: VaultId },
+    /// The keystore does not know the vault, and has last seen another in its place.
+    InPlaceOf {
+        path: PathBuf,
+        vault: VaultId,
+        known: VaultId,
     },
     /// The use of the keys cannot be recorded.
     Audit(AuditError),
@@ -166,6 +174,15 @@ impl fmt::Display for OpenError {
             OpenError::RolledBack { current, lowest } => write!(
                 f,
                 "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back"
+            ),
+            OpenError::OtherVault { vault } => write!(
+                f,
+                "{VAULT_HEADER}: not that of the vault {vault} which the keystore knows: someone who may have data keys made has put one of their own in its place; put the newest one back from a backup, and look who may write to the vault"
+            ),
+            OpenError::InPlaceOf { path, vault, known } => write!(
+                f,
+                "{}: the keystore does not know the vault {vault}, and has last seen vault {known} here: someone may have put one of their own in its place; if it is yours, use it under another path once",
+                path.display()
             ),
             OpenError::Audit(error) => write!(f, "{REFUSED}: {error}"),
             OpenError::Io { path, source } => write!(f, "{}: {source}", path.display()),

@@ -10,11 +10,11 @@ use crate::{
         keystore::{KeyRecord, Manager},
         vault::{EpochRecord, EpochWrap},
     },
-    ids::{Epoch, KeyId, KeystoreId, VaultId},
+    ids::{KeyId, KeystoreId, NamesMark, VaultId},
     keystore::{
-        AgentClient, Custodian, KeyError, KeyHandle, KeystoreError, WrappedKey,
+        AgentClient, Custodian, KeyError, KeyHandle, KeystoreError, LocalKeystore, WrappedKey,
         agent::{VaultState, Wrap},
-        local::VaultUse,
+        local::{VaultLook, VaultUse},
         request::{Answer, Change, Changed, KeyView, Question},
     },
 };
@@ -194,52 +194,49 @@ impl KeySource {
         Ok(())
     }
 
-    /// Returns the lowest number that the vault's current epoch may have, if there is a record of the vault.
-    pub(super) fn epoch_floor(&self, vault: VaultId, epoch: &EpochRecord) -> Result<Option<Epoch>, KeyError> {
+    /// Returns what is known of a vault and of one of its epochs.
+    pub(super) fn state(&self, vault: VaultId, epoch: &EpochRecord, look: &VaultLook) -> Result<VaultState, KeyError> {
         match self {
-            KeySource::Keystore(keystore) => Ok(keystore.keystore().epoch_floor(vault)),
-            KeySource::Agent(agent) => Ok(of_any_wrap(agent, vault, epoch)?.floor),
+            KeySource::Keystore(keystore) => Ok(state_of(keystore.keystore(), vault, epoch, look)),
+            KeySource::Agent(agent) => of_any_wrap(agent, vault, epoch, look),
         }
     }
 
-    /// Tells whether every wrap of an epoch's key is under the newest version of its key, as far as that can be known.
-    pub(super) fn is_under_newest(&self, vault: VaultId, epoch: &EpochRecord) -> Result<bool, KeyError> {
-        match self {
-            KeySource::Keystore(keystore) => Ok(epoch.wraps.iter().all(|wrap| {
-                let wrapped = WrappedKey::new(wrap.blob.clone()).expect("the format has the same limit");
-                keystore.keystore().is_under_newest(&KeyHandle(wrap.key), &wrapped)
-            })),
-            // Of the wraps that are for others the agent says nothing.
-            KeySource::Agent(agent) => Ok(of_any_wrap(agent, vault, epoch)?.is_newest),
-        }
-    }
-
-    /// Has the keystore know what a vault needs it for, and raises its lowest epoch to the current one; tells whether that was behind.
+    /// Has the keystore know a vault and what it needs it for, and raises its lowest epoch to the current one; tells whether that was behind.
     ///
     /// A keystore in the vault travels with it, and a sync tool makes a conflict of every store on two machines: there, news alone are
     /// not worth one. They are in memory, for the next.
     pub(super) fn record(
         &mut self,
         (vault, epoch): (VaultId, &EpochRecord),
-        vault_use: VaultUse,
+        (names, vault_use): (NamesMark, VaultUse),
         now: u64,
     ) -> Result<bool, ChangeError> {
         match self {
             KeySource::Keystore(keystore) => {
                 let is_embedded = keystore.is_embedded();
                 let counted = vault_use.files.is_some();
-                let mut raised = false;
+                let (mut raised, mut is_first, mut displaced) = (false, false, None);
                 keystore.update(now, |keystore| {
+                    is_first = keystore.note_names(vault, names)?;
                     raised = keystore.raise_epoch_floor(vault, epoch.number)?;
+                    let path = vault_use.path.as_deref();
+                    displaced = path.and_then(|path| keystore.other_at(vault, path));
                     let is_news = keystore.note_vault(vault, vault_use, now);
-                    Ok::<_, KeystoreError>(raised || counted || (is_news && !is_embedded))
+                    Ok::<_, KeystoreError>(raised || is_first || counted || (is_news && !is_embedded))
                 })?;
+                if is_first {
+                    log::info!("vault {vault} is known by its names root from now on: one with another is refused");
+                }
+                if let Some(other) = displaced {
+                    log::warn!("this is vault {vault}, and where it lies the keystore has last seen vault {other}");
+                }
                 Ok(raised)
             }
             KeySource::Agent(agent) => {
                 let mut first_error = None;
                 for wrap in &epoch.wraps {
-                    match agent.record((vault, epoch.number), for_agent(wrap), vault_use.clone()) {
+                    match agent.record((vault, epoch.number), for_agent(wrap), (names, vault_use.clone())) {
                         Ok(raised) => return Ok(raised),
                         Err(error) => drop(first_error.get_or_insert(error)),
                     }
@@ -288,20 +285,45 @@ impl KeysInUse<'_> {
         }
     }
 
-    /// As [`KeySource::epoch_floor`].
-    pub(super) fn epoch_floor(&self, vault: VaultId, epoch: &EpochRecord) -> Result<Option<Epoch>, KeyError> {
+    /// Tells whether a keystore that is open here has a record of a vault.
+    pub(super) fn has_record(&self, vault: VaultId) -> bool {
         match self {
-            KeysInUse::Keystore(keystore) => Ok(keystore.keystore().epoch_floor(vault)),
-            KeysInUse::Agent(agent) => Ok(of_any_wrap(agent, vault, epoch)?.floor),
+            KeysInUse::Keystore(keystore) => keystore.keystore().epoch_floor(vault).is_some(),
+            KeysInUse::Agent(_) => false,
+        }
+    }
+
+    /// As [`KeySource::state`].
+    pub(super) fn state(&self, vault: VaultId, epoch: &EpochRecord, look: &VaultLook) -> Result<VaultState, KeyError> {
+        match self {
+            KeysInUse::Keystore(keystore) => Ok(state_of(keystore.keystore(), vault, epoch, look)),
+            KeysInUse::Agent(agent) => of_any_wrap(agent, vault, epoch, look),
         }
     }
 }
 
-/// Asks an agent of an epoch by each of its wraps, until one is for this user.
-fn of_any_wrap(agent: &AgentClient, vault: VaultId, epoch: &EpochRecord) -> Result<VaultState, KeyError> {
+fn state_of(keystore: &LocalKeystore, vault: VaultId, epoch: &EpochRecord, look: &VaultLook) -> VaultState {
+    let is_under_newest = |wrap: &EpochWrap| {
+        let wrapped = WrappedKey::new(wrap.blob.clone()).expect("the format has the same limit");
+        keystore.is_under_newest(&KeyHandle(wrap.key), &wrapped)
+    };
+    VaultState {
+        floor: keystore.epoch_floor(vault),
+        standing: keystore.standing(vault, look),
+        is_newest: epoch.wraps.iter().all(is_under_newest),
+    }
+}
+
+/// Asks an agent of an epoch by each of its wraps, until one is for this user. Of the wraps that are for others it says nothing.
+fn of_any_wrap(
+    agent: &AgentClient,
+    vault: VaultId,
+    epoch: &EpochRecord,
+    look: &VaultLook,
+) -> Result<VaultState, KeyError> {
     let mut first_error = None;
     for wrap in &epoch.wraps {
-        match agent.vault(vault, epoch.number, for_agent(wrap)) {
+        match agent.vault((vault, epoch.number), for_agent(wrap), look.clone()) {
             Ok(state) => return Ok(state),
             Err(error) => drop(first_error.get_or_insert(error.of_key(wrap.key))),
         }

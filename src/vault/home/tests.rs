@@ -366,8 +366,12 @@ fn create_under(temp: &Path, vault: &str, key: KeyHandle) -> Result<OpenVault, C
 }
 
 fn open_shared(temp: &Path) -> Result<OpenVault, OpenError> {
+    open_shared_at(temp, "vault")
+}
+
+fn open_shared_at(temp: &Path, vault: &str) -> Result<OpenVault, OpenError> {
     let home = KeystoreHome::enter(&temp.join("keys")).unwrap();
-    let home = VaultHome::enter_with(&temp.join("vault"), Lock::Exclusive, Some(home))?;
+    let home = VaultHome::enter_with(&temp.join(vault), Lock::Exclusive, Some(home))?;
     home.open(&Unlock::KeyFile(key_file(1)), &SlotChoice::Any)
 }
 
@@ -415,14 +419,73 @@ fn a_vault_that_its_keystore_does_not_know_yet_opens_and_is_recorded() {
     let before = fs::read(temp.path().join("keys").join(KEYSTORE)).unwrap();
     drop(create_under(temp.path(), "second", key).unwrap());
     fs::write(temp.path().join("keys").join(KEYSTORE), before).unwrap();
-    fs::remove_dir_all(temp.path().join("vault")).unwrap();
-    fs::rename(temp.path().join("second"), temp.path().join("vault")).unwrap();
-    let mut open = open_shared(temp.path()).unwrap();
+    let mut open = open_shared_at(temp.path(), "second").unwrap();
     let vault = open.vault.id();
     assert_eq!(keystore_of(&open).epoch_floor(vault), None);
     assert!(open.finish(200).unwrap());
     assert_eq!(keys(temp.path()).keystore().epoch_floor(vault), Some(Epoch(1)));
     assert!(!open.finish(201).unwrap());
+}
+
+/// What someone writes who may have data keys made under a key, and knows nothing of the vault: the MAC is right.
+fn forged(keystore: &LocalKeystore, key: KeyHandle, vault: VaultId, epoch: Epoch) -> Vec<u8> {
+    let names_root = NamesRoot::new(random::locked_key());
+    let keys = [(key, Vec::new())];
+    let (epoch_key, record) = make_epoch(keystore, &keys, (vault, epoch), Some(&names_root), 100).unwrap();
+    let header = VaultHeader::new(vault, 100, layout(), record);
+    header.encode(&epoch_key.vault_header_mac_key(vault)).unwrap()
+}
+
+#[test]
+fn who_may_only_have_data_keys_made_puts_no_vault_of_their_own_in_the_place_of_another() {
+    let (temp, _) = shared();
+    let path = temp.path().join("vault").join(VAULT_HEADER);
+    let mut keystore = keys(temp.path());
+    let theirs = keystore
+        .change(101, call(), |keystore| keystore.create_key(&NewKey::default(), 101))
+        .unwrap();
+    let vault = open_shared(temp.path()).unwrap().vault.id();
+    let header = fs::read(&path).unwrap();
+
+    fs::write(&path, forged(keystore.keystore(), theirs, vault, Epoch(2))).unwrap();
+    match open_shared(temp.path()) {
+        Err(OpenError::OtherVault { vault: refused }) => assert_eq!(refused, vault),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(keys(temp.path()).keystore().epoch_floor(vault), Some(Epoch(1)));
+
+    let stranger = VaultId([9; 16]);
+    fs::write(&path, forged(keystore.keystore(), theirs, stranger, Epoch(1))).unwrap();
+    match open_shared(temp.path()) {
+        Err(OpenError::InPlaceOf {
+            vault: refused, known, ..
+        }) => assert_eq!((refused, known), (stranger, vault)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(keys(temp.path()).keystore().epoch_floor(stranger), None);
+
+    fs::write(&path, header).unwrap();
+    let mut open = open_shared(temp.path()).unwrap();
+    assert!(!open.finish(102).unwrap());
+    assert_eq!(open.rotate(103).unwrap(), Epoch(2));
+    drop(open);
+    open_shared(temp.path()).unwrap();
+}
+
+#[test]
+fn a_vault_that_is_not_that_of_the_keystore_in_it_does_not_open() {
+    let (temp, open) = vault();
+    let key = keystore_of(&open).key_of_alias(DEFAULT_ALIAS).unwrap();
+    let header = forged(keystore_of(&open), key, VaultId([9; 16]), Epoch(1));
+    let same_id = forged(keystore_of(&open), key, open.vault.id(), Epoch(1));
+    drop(open);
+    fs::write(temp.path().join(VAULT_HEADER), header).unwrap();
+    assert!(matches!(
+        open_with(temp.path(), 1),
+        Err(OpenError::Key(KeyError::Rejected { .. }))
+    ));
+    fs::write(temp.path().join(VAULT_HEADER), same_id).unwrap();
+    assert!(matches!(open_with(temp.path(), 1), Err(OpenError::OtherVault { .. })));
 }
 
 /// Rotating, and removing a slot, take one write of a shared keystore; each vault takes the other two steps on its own.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     crypto::{
         block::Suite,
-        keys::{KeyBytes, WrappingKey},
+        keys::{FileSecret, KeyBytes, WrappingKey},
         locked::LockedKey,
         wrap::{self, Wrapped},
     },
@@ -126,7 +126,7 @@ fn a_file_costs_a_call_to_make_and_one_to_open() {
     ];
     for _ in 0..3 {
         let known = keys.known(new.file, EPOCH, &new.own().wrap).unwrap();
-        assert_eq!(known.own().key.as_bytes(), new.own().key.as_bytes());
+        assert_eq!(known.own().secret.as_bytes(), new.own().secret.as_bytes());
     }
     let calls = holder.calls.lock();
     let calls: Vec<_> = calls.iter().map(|(name, context)| (*name, context.pairs())).collect();
@@ -254,7 +254,7 @@ fn a_holder_that_opens_to_another_secret_is_not_believed() {
     let new = keys.for_new_file(EPOCH).unwrap();
     // The header has one secret, and what is known for the file is another.
     let own = Arc::new(OwnKey {
-        key: WrappingKey::new(KeyBytes::copy_of(&[9; 32])),
+        secret: FileSecret::new(KeyBytes::copy_of(&[9; 32])),
         wrap: new.own().wrap.clone(),
     });
     let access = keys.access(new.file, EPOCH, &own);
