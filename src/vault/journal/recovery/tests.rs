@@ -104,7 +104,7 @@ fn the_journal_is_not_done_with_while_a_file_may_be_where_nobody_could_look() {
         }
     }
     let path = temporary.path().join(disk_name("kept out"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     as_a_user(|| {
         let mut recovered = Recovered::default();
         let error = apply(&root, &entries, false, &mut recovered).unwrap_err();
