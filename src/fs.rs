@@ -328,7 +328,10 @@ impl Fs {
         let keys = self.by_link(node, |link| {
             let dir = self.dir(node)?;
             let parent = self.keys(&link.parent)?.id;
-            let loaded = self.vault.load_directory(&dir, parent, &link.name);
+            // Not what the link says of it: who lists it may still be about to note that it is a sync tool's copy, and keys are looked up once.
+            let base = self.conflict_of(&link.parent, &link.disk);
+            let name = base.as_deref().unwrap_or(&link.name);
+            let loaded = self.vault.load_directory(&dir, parent, name);
             loaded.map_err(self.at(node, ""))
         })?;
         Ok(state.keys.get_or_init(|| keys))

@@ -940,8 +940,11 @@ impl Fs {
 
     /// Has a directory's header admit the old and the new name.
     fn announce_directory(&self, side: &Side<'_>) -> FsResult<()> {
-        let (from, disk, name) = side.from;
+        let (from, disk, shown) = side.from;
         let (to, to_name) = side.to;
+        // The id of a copy that a sync tool made follows from the name of what it is a copy of.
+        let base = self.conflict_of(&from.node, disk);
+        let name = base.as_deref().unwrap_or(shown);
         let dir = from.dir.open_dir(disk)?;
         let in_vault = |error| self.at(&from.node, disk)(error);
         let known = side.node.as_ref().and_then(|node| node.keys()).map(|keys| keys.id);
