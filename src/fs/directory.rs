@@ -23,12 +23,7 @@ use crate::{
         preamble::Places,
     },
     ids::FileId,
-    vault::{
-        VaultError,
-        choice::KeyOfFile,
-        content::ContentError,
-        file::{FoundAt, VaultFile},
-    },
+    vault::{VaultError, choice::KeyOfFile, content::ContentError, file::VaultFile},
 };
 
 /// A name in a directory, as operations on two of them take it.
@@ -360,12 +355,16 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
-        let stat = directory.dir.stat(&disk)?;
-        let mut going = self.going((&directory, &disk), at.name, stat)?;
-        self.remove_entry(&mut going, || directory.dir.unlink(&disk))?;
-        self.forget_conflict(&directory, &disk);
-        Self::drop_long_name(&directory.dir, &disk);
-        Ok(self.leftovers(going, &directory, false))
+        self.unlink_entry((&directory, &disk), at.name)
+    }
+
+    fn unlink_entry(&self, (directory, disk): (&OpenDirectory, &str), name: &[u8]) -> FsResult<Leftovers> {
+        let stat = directory.dir.stat(disk)?;
+        let mut going = self.going((directory, disk), name, stat)?;
+        self.remove_entry(&mut going, || directory.dir.unlink(disk))?;
+        self.forget_conflict(directory, disk);
+        Self::drop_long_name(&directory.dir, disk);
+        Ok(self.leftovers(going, directory, false))
     }
 
     /// Prepares for the end of an entry: keeps hold of what it is, for those who have looked it up and may still use it.
@@ -512,7 +511,7 @@ impl Fs {
 
     /// Forgets a sync tool's copy that was removed or renamed.
     fn forget_conflict(&self, directory: &OpenDirectory, disk: &str) {
-        if matches!(name::shape(disk.as_bytes()), Shape::Conflict(..)) {
+        if is_copy(disk) {
             *directory.state().conflicts.lock() = None;
         }
     }
@@ -673,7 +672,50 @@ impl Fs {
     pub fn rename(&self, from: NameIn<'_>, to: NameIn<'_>, flags: u32) -> FsResult<Leftovers> {
         self.check_writable()?;
         let flags = RenameFlags::from_bits(flags).ok_or(FsError::Invalid)?;
-        self.with_room(|| self.rename_once(from, to, flags))
+        self.with_room(|| {
+            let target = self.directory(to.parent)?;
+            let there = self.existing_disk_name(&target, to.name)?;
+            if is_copy(&there) {
+                self.rename_over_copy(from, (&target, &there), to, flags)
+            } else {
+                self.rename_once(from, to, flags)
+            }
+        })
+    }
+
+    /// Renames to the name by which a sync tool's copy shows. What is renamed gets it as its own; then the copy goes.
+    ///
+    /// A crash between leaves both, of which the copy does not show.
+    fn rename_over_copy(
+        &self,
+        from: NameIn<'_>,
+        (target, copy): (&OpenDirectory, &str),
+        to: NameIn<'_>,
+        flags: RenameFlags,
+    ) -> FsResult<Leftovers> {
+        if flags.contains(RenameFlags::EXCHANGE) {
+            return Err(FsError::NotSupported);
+        }
+        let source_dir = self.directory(from.parent)?;
+        let source = source_dir.dir.stat(&self.existing_disk_name(&source_dir, from.name)?)?;
+        let replaced = target.dir.stat(copy)?;
+        if source.st_ino == replaced.st_ino {
+            return Ok(Leftovers::default());
+        }
+        if flags.contains(RenameFlags::NOREPLACE) {
+            return Err(FsError::Exists);
+        }
+        if FileType::from_raw_mode(replaced.st_mode) == FileType::Directory {
+            // It must be empty.
+            self.remove_directory(to)?;
+            return self.rename_once(from, to, flags);
+        }
+        let mut leftovers = self.rename_once(from, to, flags)?;
+        match self.unlink_entry((target, copy), to.name) {
+            Ok(more) => leftovers.gone.extend(more.gone),
+            Err(error) => log::warn!("{copy:?} stays, although another took its name: {error}"),
+        }
+        Ok(leftovers)
     }
 
     fn rename_once(&self, from: NameIn<'_>, to: NameIn<'_>, flags: RenameFlags) -> FsResult<Leftovers> {
@@ -682,6 +724,10 @@ impl Fs {
         let target_dir = self.directory(to.parent)?;
         let source_disk = self.existing_disk_name(&source_dir, from.name)?;
         let source_stat = source_dir.dir.stat(&source_disk)?;
+        if exchange && is_copy(&source_disk) {
+            // Its name on disk goes on saying that what has it is a copy of another entry.
+            return Err(FsError::NotSupported);
+        }
         let target_disk = if exchange {
             DiskName {
                 entry: target_dir.seal_name(to.name)?,
@@ -807,7 +853,7 @@ impl Fs {
         if !exchange && !flags.contains(RenameFlags::WHITEOUT) {
             Self::drop_long_name(&source_dir.dir, &source_disk);
         }
-        let replaced_by_copy = matches!(name::shape(source_disk.as_bytes()), Shape::Conflict(..));
+        let replaced_by_copy = is_copy(&source_disk);
         let leftovers = going.map(|going| self.leftovers(going, &target_dir, replaced_by_copy));
         Ok(leftovers.unwrap_or_default())
     }
@@ -822,7 +868,7 @@ impl Fs {
 
     /// Makes everything durable that an entry needs under its new name; returns the file, if it has content.
     fn announce(&self, side: &Side<'_>, replaces: bool) -> FsResult<Option<Arc<VaultFile>>> {
-        let (from, disk, name) = side.from;
+        let (from, disk, shown) = side.from;
         let (to, to_name) = side.to;
         let elsewhere = from.node.id != to.node.id;
         match FileType::from_raw_mode(side.stat.st_mode) {
@@ -833,25 +879,22 @@ impl Fs {
             FileType::RegularFile if Self::has_header(side)? => {
                 let at = Link {
                     parent: from.node.clone(),
-                    name: name.into(),
+                    name: shown.into(),
                     disk: disk.into(),
-                    conflict_of: None,
+                    conflict_of: self.conflict_of(&from.node, disk),
                     other: None,
                 };
+                let found_at = self.found_at(&at)?;
                 let loaded;
                 let file = match &side.node {
                     Some(node) => {
                         let known = node.link.is_locked();
                         debug_assert!(known, "the links of both sides are locked");
-                        loaded = self.load_for_rename(node, &at, disk)?;
+                        loaded = self.load_for_rename(node, &at)?;
                         &loaded
                     }
                     None => {
                         let backing = from.dir.open_file(disk, false)?;
-                        let found_at = FoundAt {
-                            directory: from.keys().id,
-                            name,
-                        };
                         loaded = Arc::new(
                             VaultFile::load(&self.vault, backing, None, &from.dir, found_at)
                                 .map_err(self.at(&from.node, disk))?,
@@ -887,7 +930,8 @@ impl Fs {
                         return places;
                     }
                     Places {
-                        current: Some(key.place(from.keys().id, name)),
+                        // Also of a copy that a sync tool made: should the rename fail, it is the one that its content has.
+                        current: Some(key.place(found_at.directory, found_at.name)),
                         next: Some(key.place(to.keys().id, to_name)),
                     }
                 })?;
@@ -915,16 +959,12 @@ impl Fs {
     }
 
     /// Returns the file of a node that is renamed; damaged ones can be renamed in their directory, but not be trusted afterwards.
-    fn load_for_rename(&self, node: &Arc<Node>, at: &Link, disk: &str) -> FsResult<Arc<VaultFile>> {
+    fn load_for_rename(&self, node: &Arc<Node>, at: &Link) -> FsResult<Arc<VaultFile>> {
         if let Some(file) = &*node.file.lock() {
             return Ok(file.clone());
         }
         // Another of the file's names may be the one in the node; the one that is renamed is there for sure.
-        let link = Link {
-            conflict_of: self.conflict_of(&at.parent, disk),
-            ..at.clone()
-        };
-        self.load_file(node, Some(&link))
+        self.load_file(node, Some(at))
     }
 
     pub(super) fn plain_name(&self, parent: &Arc<Node>, entry: &str) -> Option<Box<[u8]>> {
@@ -986,6 +1026,11 @@ impl Fs {
             let _ = from.dir.unlink(&name::link_file(link));
         }
     }
+}
+
+/// Tells whether an entry on disk is a copy that a sync tool made of another.
+fn is_copy(disk: &str) -> bool {
+    matches!(name::shape(disk.as_bytes()), Shape::Conflict(..))
 }
 
 fn is_not_empty(error: &io::Error) -> bool {
