@@ -610,12 +610,12 @@ impl Fs {
         result
     }
 
-    /// Closes files without a name that no handle has open; tells whether there were any.
+    /// Closes files without a name that no handle has open, and removes headers that have no use; tells whether there were any.
     fn free_room(&self) -> bool {
         if let Some(journal) = &self.journal {
             journal.let_go_of_removed();
         }
-        let mut was_freed = false;
+        let mut was_freed = self.drop_unused_headers(true);
         loop {
             let Some((_, node)) = self.removed_files.lock().pop_lru() else {
                 return was_freed;

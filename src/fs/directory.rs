@@ -10,7 +10,7 @@ use rustix::fs::{FileType, RenameFlags, Stat};
 use super::{
     Caller, Found, Fs, FsError, FsResult, Leftovers, OpenDirectory,
     file::InUse,
-    leftovers::{Gone, GoneFile},
+    leftovers::{Gone, GoneFile, How},
     node::{Absent, Link, Node, Remains, node_id},
     xattr::Birth,
 };
@@ -364,7 +364,7 @@ impl Fs {
         self.remove_entry(&mut going, || directory.dir.unlink(disk))?;
         self.forget_conflict(directory, disk);
         Self::drop_long_name(&directory.dir, disk);
-        Ok(self.leftovers(going, directory, false))
+        Ok(self.leftovers(going, directory, How::Removed))
     }
 
     /// Prepares for the end of an entry: keeps hold of what it is, for those who have looked it up and may still use it.
@@ -402,7 +402,7 @@ impl Fs {
     }
 
     /// Removes what served an entry that is gone, and returns what is to be cleared later.
-    fn leftovers(&self, going: Going<'_>, directory: &OpenDirectory, replaced_by_copy: bool) -> Leftovers {
+    fn leftovers(&self, going: Going<'_>, directory: &OpenDirectory, how: How) -> Leftovers {
         let mut leftovers = Leftovers::default();
         if !going.is_last() {
             return leftovers;
@@ -411,10 +411,7 @@ impl Fs {
             let _ = directory.dir.unlink(&name::link_file(link));
         }
         *self.removed_at.lock() = Some(Instant::now());
-        leftovers.gone.extend(going.gone.map(|gone| Gone {
-            replaced_by_copy,
-            ..gone
-        }));
+        leftovers.gone.extend(going.gone.map(|gone| Gone { how, ..gone }));
         leftovers
     }
 
@@ -446,7 +443,7 @@ impl Fs {
             disk: disk.to_owned(),
             name,
             file,
-            replaced_by_copy: false,
+            how: How::Removed,
         })
     }
 
@@ -567,6 +564,7 @@ impl Fs {
             return Err(FsError::Exists);
         }
         let elsewhere = at.parent.id != target.node.id;
+        let _arriving = target.state().arrivals.begin();
         if node.kind == FileType::RegularFile {
             let file = self.load_file(&node, Some(at))?;
             // The file must have an id now: at its first write nobody would know all directories that need a header.
@@ -749,6 +747,8 @@ impl Fs {
             None if exchange => return Err(FsError::NotFound),
             _ => {}
         }
+        let _arriving = [Some(&target_dir), Some(&source_dir).filter(|_| exchange)]
+            .map(|directory| directory.map(|directory| directory.state().arrivals.begin()));
         self.check_own_name(&source_dir, (from.name, &source_disk), &source_stat)?;
         if let Some(target) = target_stat.as_ref().filter(|_| exchange) {
             self.check_own_name(&target_dir, (to.name, target_disk), target)?;
@@ -838,7 +838,7 @@ impl Fs {
             }
         }
         if source_dir.node.id != target_dir.node.id {
-            // Not left for later, and with the links locked: the next rename may need the same header here again.
+            // With the links locked: the next rename may need the same header here again.
             self.drop_what_served(&source, target_disk, source_file.as_ref());
             if let Some(other) = &other {
                 self.drop_what_served(other, &source_disk, other_file.as_ref());
@@ -853,8 +853,12 @@ impl Fs {
         if !exchange && !flags.contains(RenameFlags::WHITEOUT) {
             Self::drop_long_name(&source_dir.dir, &source_disk);
         }
-        let replaced_by_copy = is_copy(&source_disk);
-        let leftovers = going.map(|going| self.leftovers(going, &target_dir, replaced_by_copy));
+        let how = if is_copy(&source_disk) {
+            How::ReplacedByCopy
+        } else {
+            How::Removed
+        };
+        let leftovers = going.map(|going| self.leftovers(going, &target_dir, how));
         Ok(leftovers.unwrap_or_default())
     }
 
@@ -1019,7 +1023,7 @@ impl Fs {
                 disk: old_disk.to_owned(),
                 name: name.to_vec(),
                 file: GoneFile::Open(file.clone()),
-                replaced_by_copy: false,
+                how: How::Moved,
             });
         }
         if let Some(link) = Self::link_file_of(&side.to.0.dir, disk, &side.stat) {
