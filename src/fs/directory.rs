@@ -112,10 +112,35 @@ impl Fs {
         Ok(disk)
     }
 
-    /// Removes the long-name file of an entry that is gone.
-    fn drop_long_name(dir: &Dir, entry: &str) {
-        if name::shape(entry.as_bytes()) == Shape::Long {
-            let _ = dir.unlink(&name::long_name_file(entry));
+    /// Removes the long-name file of an entry that is gone, unless a sync tool's copy of it needs that, or the entry where the copy is gone.
+    fn drop_long_name(&self, directory: &OpenDirectory, entry: &str) {
+        let base = match name::shape(entry.as_bytes()) {
+            Shape::Long => entry.to_owned(),
+            Shape::Conflict(base, _) if name::shape(base.as_bytes()) == Shape::Long => base,
+            _ => return,
+        };
+        // As with headers: on another machine the entry may go on.
+        if self.options.shared || directory.dir.stat(&base).is_ok() {
+            return;
+        }
+        let is_other =
+            |copy: &String| !matches!(name::shape(copy.as_bytes()), Shape::Conflict(other, _) if other == base);
+        if self
+            .conflicts(directory)
+            .is_ok_and(|copies| copies.iter().all(is_other))
+        {
+            let _ = directory.dir.unlink(&name::long_name_file(&base));
+        }
+    }
+
+    /// Removes from a directory the file of a long target whose link is gone from it, unless a copy of the link needs that.
+    fn drop_link_file(&self, directory: &OpenDirectory, link: FileId) {
+        // As with headers: on another machine the link may go on.
+        if self.options.shared {
+            return;
+        }
+        if needs_link_file(&directory.dir, link).is_ok_and(|needs| !needs) {
+            let _ = directory.dir.unlink(&name::link_file(link));
         }
     }
 
@@ -159,7 +184,7 @@ impl Fs {
                 _ => directory.dir.unlink(&disk.entry),
             };
             if gone.is_ok() {
-                Self::drop_long_name(&directory.dir, &disk.entry);
+                self.drop_long_name(directory, &disk.entry);
             }
         }
         result
@@ -363,7 +388,7 @@ impl Fs {
         let mut going = self.going((directory, disk), name, stat)?;
         self.remove_entry(&mut going, || directory.dir.unlink(disk))?;
         self.forget_conflict(directory, disk);
-        Self::drop_long_name(&directory.dir, disk);
+        self.drop_long_name(directory, disk);
         Ok(self.leftovers(going, directory, How::Removed))
     }
 
@@ -408,7 +433,7 @@ impl Fs {
             return leftovers;
         }
         if let Some(link) = going.link_file {
-            let _ = directory.dir.unlink(&name::link_file(link));
+            self.drop_link_file(directory, link);
         }
         *self.removed_at.lock() = Some(Instant::now());
         leftovers.gone.extend(going.gone.map(|gone| Gone { how, ..gone }));
@@ -532,7 +557,8 @@ impl Fs {
             }
             result => result?,
         }
-        Self::drop_long_name(&directory.dir, &disk);
+        self.forget_conflict(&directory, &disk);
+        self.drop_long_name(&directory, &disk);
         Ok(())
     }
 
@@ -595,7 +621,7 @@ impl Fs {
         });
         // The kernel goes on to believe that the name is not there.
         if found.is_err() && target.dir.unlink(&disk.entry).is_ok() {
-            Self::drop_long_name(&target.dir, &disk.entry);
+            self.drop_long_name(&target, &disk.entry);
         }
         found
     }
@@ -851,7 +877,7 @@ impl Fs {
         }
         self.forget_conflict(&source_dir, &source_disk);
         if !exchange && !flags.contains(RenameFlags::WHITEOUT) {
-            Self::drop_long_name(&source_dir.dir, &source_disk);
+            self.drop_long_name(&source_dir, &source_disk);
         }
         let how = if is_copy(&source_disk) {
             How::ReplacedByCopy
@@ -1027,9 +1053,24 @@ impl Fs {
             });
         }
         if let Some(link) = Self::link_file_of(&side.to.0.dir, disk, &side.stat) {
-            let _ = from.dir.unlink(&name::link_file(link));
+            self.drop_link_file(from, link);
         }
     }
+}
+
+/// Tells whether a link in a directory has its target in this file.
+fn needs_link_file(dir: &Dir, link: FileId) -> io::Result<bool> {
+    let mut links = Vec::new();
+    dir.each_entry(|entry| {
+        if matches!(entry.kind, FileType::Symlink | FileType::Unknown) {
+            links.extend(std::str::from_utf8(entry.name).map(str::to_owned));
+        }
+    })?;
+    let has_it = |disk: &String| {
+        let target = dir.readlink(disk).ok().and_then(|text| link::decode(&text).ok());
+        matches!(target, Some(DiskTarget::Long { link: found, .. }) if found == link)
+    };
+    Ok(links.iter().any(has_it))
 }
 
 /// Tells whether an entry on disk is a copy that a sync tool made of another.
