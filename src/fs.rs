@@ -338,7 +338,10 @@ impl Fs {
         let keys = self.by_link(node, |link| {
             let dir = self.dir(node)?;
             let parent = self.keys(&link.parent)?.id;
-            let loaded = self.vault.load_directory(&dir, parent, &link.name);
+            // Not what the link says of it: who lists it may still be about to note that it is a sync tool's copy, and keys are looked up once.
+            let base = self.conflict_of(&link.parent, &link.disk);
+            let name = base.as_deref().unwrap_or(&link.name);
+            let loaded = self.vault.load_directory(&dir, parent, name);
             loaded.map_err(self.at(node, ""))
         })?;
         Ok(state.keys.get_or_init(|| keys))
@@ -696,12 +699,12 @@ impl Fs {
         result
     }
 
-    /// Closes files without a name that no handle has open; tells whether there were any.
+    /// Closes files without a name that no handle has open, and removes headers that have no use; tells whether there were any.
     fn free_room(&self) -> bool {
         if let Some(journal) = &self.journal {
             journal.let_go_of_removed();
         }
-        let mut was_freed = false;
+        let mut was_freed = self.drop_unused_headers(true);
         loop {
             let Some((_, node)) = self.removed_files.lock().pop_lru() else {
                 return was_freed;

@@ -5,6 +5,9 @@ mod support;
 #[path = "support/unmounted.rs"]
 mod unmounted;
 
+#[path = "names/copies.rs"]
+mod copies;
+
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use hushfs::{

@@ -51,6 +51,12 @@ const JOURNAL: &str = "journal-";
 /// What stands between the name of an entry and what a sync tool has added to it, where its copy is shown.
 pub const CONFLICT_MARK: &str = " (conflict";
 
+/// Bytes of the hash that tells shortened names of copies from each other.
+const SHORTENED_HASH_SIZE: usize = 6;
+
+// What a tool has added is what is left of the name on disk, of which the shortest entry takes 43 bytes; the mark, the hash and what is around them fit into that.
+const _: () = assert!(CONFLICT_MARK.len() + " )~".len() + SHORTENED_HASH_SIZE.div_ceil(3) * 4 <= 43);
+
 const HEADER_SUFFIX: &str = ".hush";
 const LONG_NAME_SUFFIX: &str = ".long.hush";
 const LINK_SUFFIX: &str = ".link.hush";
@@ -247,11 +253,28 @@ fn conflict(entry: &str) -> Shape {
     }
 }
 
-/// Returns the name under which a sync tool's copy of an entry shows; `rest` is what the tool has added. Nothing where it is too long.
-pub fn conflict_name(name: &[u8], rest: &str) -> Option<Vec<u8>> {
+/// Returns the name under which a sync tool's copy of an entry shows; `rest` is what the tool has added. Of a name that would be too long it has the
+/// beginning, and a hash that tells it from others with the same beginning.
+pub fn conflict_name(name: &[u8], rest: &str) -> Vec<u8> {
     let rest = rest.trim_matches([' ', '.', '(', ')']);
-    let shown = [name, CONFLICT_MARK.as_bytes(), format!(" {rest})").as_bytes()].concat();
-    (shown.len() <= NAME_MAX).then_some(shown)
+    let added = format!("{CONFLICT_MARK} {rest})");
+    if name.len() + added.len() <= NAME_MAX {
+        return [name, added.as_bytes()].concat();
+    }
+    let added = format!(
+        "~{}{added}",
+        BASE64URL_NOPAD.encode(&long_name_hash(name)[..SHORTENED_HASH_SIZE])
+    );
+    let mut len = name.len().min(NAME_MAX.saturating_sub(added.len()));
+    while len > 0 && is_inside_character(name[len]) {
+        len -= 1;
+    }
+    [&name[..len], added.as_bytes()].concat()
+}
+
+/// Tells whether a byte is none that a character begins with in UTF-8.
+fn is_inside_character(byte: u8) -> bool {
+    byte & 0xC0 == 0x80
 }
 
 /// Encodes a long-name file.
@@ -409,6 +432,29 @@ mod tests {
         );
         let copy = format!("{entry}.sync-conflict-20260101-120000-ABCDEFG");
         assert!(matches!(shape(copy.as_bytes()), Shape::Conflict(name, _) if name == entry));
+    }
+
+    #[test]
+    fn a_copy_of_any_name_shows_under_a_name_that_fits_and_is_no_others() {
+        let longest_rest = ".".to_owned() + &"x".repeat(NAME_MAX - 44);
+        for rest in [" (Ann's conflicted copy)", &longest_rest] {
+            let mut shown = std::collections::BTreeSet::new();
+            for len in 1..=NAME_MAX {
+                for name in ["n".repeat(len), "\u{e4}".repeat(len / 2) + "n"] {
+                    shown.insert(conflict_name(name.as_bytes(), rest));
+                }
+            }
+            // One letter is among both.
+            assert_eq!(shown.len(), NAME_MAX + NAME_MAX.div_ceil(2) - 1, "{rest}");
+            for name in shown {
+                assert!(name.len() <= NAME_MAX, "{rest}");
+                let name = String::from_utf8(name).unwrap();
+                assert!(name.contains(CONFLICT_MARK) && name.ends_with(')'), "{name}");
+            }
+        }
+        assert_eq!(conflict_name(b"a", ".sync-conflict-1"), b"a (conflict sync-conflict-1)");
+        // Neither text nor a character to cut at.
+        assert!(conflict_name(&[0x80; NAME_MAX], &longest_rest).starts_with(b"~"));
     }
 
     #[test]

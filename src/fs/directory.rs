@@ -10,7 +10,7 @@ use rustix::fs::{FileType, RenameFlags, Stat, Timespec};
 use super::{
     Caller, Found, Fs, FsError, FsResult, Leftovers, OpenDirectory,
     file::InUse,
-    leftovers::{Gone, GoneFile},
+    leftovers::{Gone, GoneFile, How},
     node::{Absent, Link, Node, Remains, node_id},
     xattr::Birth,
 };
@@ -23,12 +23,7 @@ use crate::{
         preamble::Places,
     },
     ids::FileId,
-    vault::{
-        VaultError,
-        choice::KeyOfFile,
-        content::ContentError,
-        file::{FoundAt, VaultFile},
-    },
+    vault::{VaultError, choice::KeyOfFile, content::ContentError, file::VaultFile},
 };
 
 /// A name in a directory, as operations on two of them take it.
@@ -122,10 +117,35 @@ impl Fs {
         Ok(disk)
     }
 
-    /// Removes the long-name file of an entry that is gone.
-    fn drop_long_name(dir: &Dir, entry: &str) {
-        if name::shape(entry.as_bytes()) == Shape::Long {
-            let _ = dir.unlink(&name::long_name_file(entry));
+    /// Removes the long-name file of an entry that is gone, unless a sync tool's copy of it needs that, or the entry where the copy is gone.
+    fn drop_long_name(&self, directory: &OpenDirectory, entry: &str) {
+        let base = match name::shape(entry.as_bytes()) {
+            Shape::Long => entry.to_owned(),
+            Shape::Conflict(base, _) if name::shape(base.as_bytes()) == Shape::Long => base,
+            _ => return,
+        };
+        // As with headers: on another machine the entry may go on.
+        if self.options.shared || directory.dir.stat(&base).is_ok() {
+            return;
+        }
+        let is_other =
+            |copy: &String| !matches!(name::shape(copy.as_bytes()), Shape::Conflict(other, _) if other == base);
+        if self
+            .conflicts(directory)
+            .is_ok_and(|copies| copies.iter().all(is_other))
+        {
+            let _ = directory.dir.unlink(&name::long_name_file(&base));
+        }
+    }
+
+    /// Removes from a directory the file of a long target whose link is gone from it, unless a copy of the link needs that.
+    fn drop_link_file(&self, directory: &OpenDirectory, link: FileId) {
+        // As with headers: on another machine the link may go on.
+        if self.options.shared {
+            return;
+        }
+        if needs_link_file(&directory.dir, link).is_ok_and(|needs| !needs) {
+            let _ = directory.dir.unlink(&name::link_file(link));
         }
     }
 
@@ -195,7 +215,7 @@ impl Fs {
                 _ => directory.dir.unlink(&disk.entry),
             };
             if gone.is_ok() {
-                Self::drop_long_name(&directory.dir, &disk.entry);
+                self.drop_long_name(directory, &disk.entry);
             }
         }
         result
@@ -405,12 +425,16 @@ impl Fs {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
         let disk = self.existing_disk_name(&directory, at.name)?;
-        let stat = directory.dir.stat(&disk)?;
-        let mut going = self.going((&directory, &disk), at.name, stat)?;
-        self.remove_entry(&mut going, || directory.dir.unlink(&disk))?;
-        self.forget_conflict(&directory, &disk);
-        Self::drop_long_name(&directory.dir, &disk);
-        Ok(self.leftovers(going, &directory, false))
+        self.unlink_entry((&directory, &disk), at.name)
+    }
+
+    fn unlink_entry(&self, (directory, disk): (&OpenDirectory, &str), name: &[u8]) -> FsResult<Leftovers> {
+        let stat = directory.dir.stat(disk)?;
+        let mut going = self.going((directory, disk), name, stat)?;
+        self.remove_entry(&mut going, || directory.dir.unlink(disk))?;
+        self.forget_conflict(directory, disk);
+        self.drop_long_name(directory, disk);
+        Ok(self.leftovers(going, directory, How::Removed))
     }
 
     /// Prepares for the end of an entry: keeps hold of what it is, for those who have looked it up and may still use it.
@@ -448,19 +472,16 @@ impl Fs {
     }
 
     /// Removes what served an entry that is gone, and returns what is to be cleared later.
-    fn leftovers(&self, going: Going<'_>, directory: &OpenDirectory, replaced_by_copy: bool) -> Leftovers {
+    fn leftovers(&self, going: Going<'_>, directory: &OpenDirectory, how: How) -> Leftovers {
         let mut leftovers = Leftovers::default();
         if !going.is_last() {
             return leftovers;
         }
         if let Some(link) = going.link_file {
-            let _ = directory.dir.unlink(&name::link_file(link));
+            self.drop_link_file(directory, link);
         }
         *self.removed_at.lock() = Some(Instant::now());
-        leftovers.gone.extend(going.gone.map(|gone| Gone {
-            replaced_by_copy,
-            ..gone
-        }));
+        leftovers.gone.extend(going.gone.map(|gone| Gone { how, ..gone }));
         leftovers
     }
 
@@ -492,7 +513,7 @@ impl Fs {
             disk: disk.to_owned(),
             name,
             file,
-            replaced_by_copy: false,
+            how: How::Removed,
         })
     }
 
@@ -557,7 +578,7 @@ impl Fs {
 
     /// Forgets a sync tool's copy that was removed or renamed.
     fn forget_conflict(&self, directory: &OpenDirectory, disk: &str) {
-        if matches!(name::shape(disk.as_bytes()), Shape::Conflict(..)) {
+        if is_copy(disk) {
             *directory.state().conflicts.lock() = None;
         }
     }
@@ -581,7 +602,8 @@ impl Fs {
             }
             result => result?,
         }
-        Self::drop_long_name(&directory.dir, &disk);
+        self.forget_conflict(&directory, &disk);
+        self.drop_long_name(&directory, &disk);
         Ok(())
     }
 
@@ -613,6 +635,7 @@ impl Fs {
             return Err(FsError::Exists);
         }
         let elsewhere = at.parent.id != target.node.id;
+        let _arriving = target.state().arrivals.begin();
         if node.kind == FileType::RegularFile {
             let file = self.load_file(&node, Some(at))?;
             // The file must have an id now: at its first write nobody would know all directories that need a header.
@@ -643,7 +666,7 @@ impl Fs {
         });
         // The kernel goes on to believe that the name is not there.
         if found.is_err() && target.dir.unlink(&disk.entry).is_ok() {
-            Self::drop_long_name(&target.dir, &disk.entry);
+            self.drop_long_name(&target, &disk.entry);
         }
         found
     }
@@ -718,7 +741,50 @@ impl Fs {
     pub fn rename(&self, from: NameIn<'_>, to: NameIn<'_>, flags: u32) -> FsResult<Leftovers> {
         self.check_writable()?;
         let flags = RenameFlags::from_bits(flags).ok_or(FsError::Invalid)?;
-        self.with_room(|| self.rename_once(from, to, flags))
+        self.with_room(|| {
+            let target = self.directory(to.parent)?;
+            let there = self.existing_disk_name(&target, to.name)?;
+            if is_copy(&there) {
+                self.rename_over_copy(from, (&target, &there), to, flags)
+            } else {
+                self.rename_once(from, to, flags)
+            }
+        })
+    }
+
+    /// Renames to the name by which a sync tool's copy shows. What is renamed gets it as its own; then the copy goes.
+    ///
+    /// A crash between leaves both, of which the copy does not show.
+    fn rename_over_copy(
+        &self,
+        from: NameIn<'_>,
+        (target, copy): (&OpenDirectory, &str),
+        to: NameIn<'_>,
+        flags: RenameFlags,
+    ) -> FsResult<Leftovers> {
+        if flags.contains(RenameFlags::EXCHANGE) {
+            return Err(FsError::NotSupported);
+        }
+        let source_dir = self.directory(from.parent)?;
+        let source = source_dir.dir.stat(&self.existing_disk_name(&source_dir, from.name)?)?;
+        let replaced = target.dir.stat(copy)?;
+        if source.st_ino == replaced.st_ino {
+            return Ok(Leftovers::default());
+        }
+        if flags.contains(RenameFlags::NOREPLACE) {
+            return Err(FsError::Exists);
+        }
+        if FileType::from_raw_mode(replaced.st_mode) == FileType::Directory {
+            // It must be empty.
+            self.remove_directory(to)?;
+            return self.rename_once(from, to, flags);
+        }
+        let mut leftovers = self.rename_once(from, to, flags)?;
+        match self.unlink_entry((target, copy), to.name) {
+            Ok(more) => leftovers.gone.extend(more.gone),
+            Err(error) => log::warn!("{copy:?} stays, although another took its name: {error}"),
+        }
+        Ok(leftovers)
     }
 
     fn rename_once(&self, from: NameIn<'_>, to: NameIn<'_>, flags: RenameFlags) -> FsResult<Leftovers> {
@@ -727,6 +793,10 @@ impl Fs {
         let target_dir = self.directory(to.parent)?;
         let source_disk = self.existing_disk_name(&source_dir, from.name)?;
         let source_stat = source_dir.dir.stat(&source_disk)?;
+        if exchange && is_copy(&source_disk) {
+            // Its name on disk goes on saying that what has it is a copy of another entry.
+            return Err(FsError::NotSupported);
+        }
         let target_disk = if exchange {
             DiskName {
                 entry: target_dir.seal_name(to.name)?,
@@ -748,6 +818,8 @@ impl Fs {
             None if exchange => return Err(FsError::NotFound),
             _ => {}
         }
+        let _arriving = [Some(&target_dir), Some(&source_dir).filter(|_| exchange)]
+            .map(|directory| directory.map(|directory| directory.state().arrivals.begin()));
         self.check_own_name(&source_dir, (from.name, &source_disk), &source_stat)?;
         if let Some(target) = target_stat.as_ref().filter(|_| exchange) {
             self.check_own_name(&target_dir, (to.name, target_disk), target)?;
@@ -837,7 +909,7 @@ impl Fs {
             }
         }
         if source_dir.node.id != target_dir.node.id {
-            // Not left for later, and with the links locked: the next rename may need the same header here again.
+            // With the links locked: the next rename may need the same header here again.
             self.drop_what_served(&source, target_disk, source_file.as_ref());
             if let Some(other) = &other {
                 self.drop_what_served(other, &source_disk, other_file.as_ref());
@@ -850,10 +922,14 @@ impl Fs {
         }
         self.forget_conflict(&source_dir, &source_disk);
         if !exchange && !flags.contains(RenameFlags::WHITEOUT) {
-            Self::drop_long_name(&source_dir.dir, &source_disk);
+            self.drop_long_name(&source_dir, &source_disk);
         }
-        let replaced_by_copy = matches!(name::shape(source_disk.as_bytes()), Shape::Conflict(..));
-        let leftovers = going.map(|going| self.leftovers(going, &target_dir, replaced_by_copy));
+        let how = if is_copy(&source_disk) {
+            How::ReplacedByCopy
+        } else {
+            How::Removed
+        };
+        let leftovers = going.map(|going| self.leftovers(going, &target_dir, how));
         Ok(leftovers.unwrap_or_default())
     }
 
@@ -867,7 +943,7 @@ impl Fs {
 
     /// Makes everything durable that an entry needs under its new name; returns the file, if it has content.
     fn announce(&self, side: &Side<'_>, replaces: bool) -> FsResult<Option<Arc<VaultFile>>> {
-        let (from, disk, name) = side.from;
+        let (from, disk, shown) = side.from;
         let (to, to_name) = side.to;
         let elsewhere = from.node.id != to.node.id;
         match FileType::from_raw_mode(side.stat.st_mode) {
@@ -878,25 +954,22 @@ impl Fs {
             FileType::RegularFile if Self::has_header(side)? => {
                 let at = Link {
                     parent: from.node.clone(),
-                    name: name.into(),
+                    name: shown.into(),
                     disk: disk.into(),
-                    conflict_of: None,
+                    conflict_of: self.conflict_of(&from.node, disk),
                     other: None,
                 };
+                let found_at = self.found_at(&at)?;
                 let loaded;
                 let file = match &side.node {
                     Some(node) => {
                         let known = node.link.is_locked();
                         debug_assert!(known, "the links of both sides are locked");
-                        loaded = self.load_for_rename(node, &at, disk)?;
+                        loaded = self.load_for_rename(node, &at)?;
                         &loaded
                     }
                     None => {
                         let backing = from.dir.open_file(disk, false)?;
-                        let found_at = FoundAt {
-                            directory: from.keys().id,
-                            name,
-                        };
                         loaded = Arc::new(
                             VaultFile::load(&self.vault, backing, None, &from.dir, found_at)
                                 .map_err(self.at(&from.node, disk))?,
@@ -932,7 +1005,8 @@ impl Fs {
                         return places;
                     }
                     Places {
-                        current: Some(key.place(from.keys().id, name)),
+                        // Also of a copy that a sync tool made: should the rename fail, it is the one that its content has.
+                        current: Some(key.place(found_at.directory, found_at.name)),
                         next: Some(key.place(to.keys().id, to_name)),
                     }
                 })?;
@@ -960,16 +1034,12 @@ impl Fs {
     }
 
     /// Returns the file of a node that is renamed; damaged ones can be renamed in their directory, but not be trusted afterwards.
-    fn load_for_rename(&self, node: &Arc<Node>, at: &Link, disk: &str) -> FsResult<Arc<VaultFile>> {
+    fn load_for_rename(&self, node: &Arc<Node>, at: &Link) -> FsResult<Arc<VaultFile>> {
         if let Some(file) = &*node.file.lock() {
             return Ok(file.clone());
         }
         // Another of the file's names may be the one in the node; the one that is renamed is there for sure.
-        let link = Link {
-            conflict_of: self.conflict_of(&at.parent, disk),
-            ..at.clone()
-        };
-        self.load_file(node, Some(&link))
+        self.load_file(node, Some(at))
     }
 
     pub(super) fn plain_name(&self, parent: &Arc<Node>, entry: &str) -> Option<Box<[u8]>> {
@@ -985,8 +1055,11 @@ impl Fs {
 
     /// Has a directory's header admit the old and the new name.
     fn announce_directory(&self, side: &Side<'_>) -> FsResult<()> {
-        let (from, disk, name) = side.from;
+        let (from, disk, shown) = side.from;
         let (to, to_name) = side.to;
+        // The id of a copy that a sync tool made follows from the name of what it is a copy of.
+        let base = self.conflict_of(&from.node, disk);
+        let name = base.as_deref().unwrap_or(shown);
         let dir = from.dir.open_dir(disk)?;
         let in_vault = |error| self.at(&from.node, disk)(error);
         let known = side.node.as_ref().and_then(|node| node.keys()).map(|keys| keys.id);
@@ -1021,13 +1094,33 @@ impl Fs {
                 disk: old_disk.to_owned(),
                 name: name.to_vec(),
                 file: GoneFile::Open(file.clone()),
-                replaced_by_copy: false,
+                how: How::Moved,
             });
         }
         if let Some(link) = Self::link_file_of(&side.to.0.dir, disk, &side.stat) {
-            let _ = from.dir.unlink(&name::link_file(link));
+            self.drop_link_file(from, link);
         }
     }
+}
+
+/// Tells whether a link in a directory has its target in this file.
+fn needs_link_file(dir: &Dir, link: FileId) -> io::Result<bool> {
+    let mut links = Vec::new();
+    dir.each_entry(|entry| {
+        if matches!(entry.kind, FileType::Symlink | FileType::Unknown) {
+            links.extend(std::str::from_utf8(entry.name).map(str::to_owned));
+        }
+    })?;
+    let has_it = |disk: &String| {
+        let target = dir.readlink(disk).ok().and_then(|text| link::decode(&text).ok());
+        matches!(target, Some(DiskTarget::Long { link: found, .. }) if found == link)
+    };
+    Ok(links.iter().any(has_it))
+}
+
+/// Tells whether an entry on disk is a copy that a sync tool made of another.
+fn is_copy(disk: &str) -> bool {
+    matches!(name::shape(disk.as_bytes()), Shape::Conflict(..))
 }
 
 fn is_not_empty(error: &io::Error) -> bool {

@@ -10,7 +10,8 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use rustix::fs::{FileType, Stat};
+use parking_lot::Mutex;
+use rustix::fs::FileType;
 
 use super::{Fs, FsResult, Node, OpenDirectory};
 use crate::{
@@ -23,12 +24,13 @@ use crate::{
     },
 };
 
-/// Files of a directory that are looked at for each that is deleted without its key, or while another may have the same header. In a larger one that
-/// header stays until the directory goes, and `fsck` names it.
+/// Files of a directory that are looked at for each that is gone, at most. In a larger one headers wait for more to be gone, and what waits at the end of the
+/// mount stays until the directory goes, and `fsck` names it.
 const COMPARED_MAX: usize = 1024;
 
-/// A directory whose names changed so short a time ago is looked at later: what the look has missed would not show in its times.
-const CHANGED_LATELY: Duration = Duration::from_millis(100);
+/// In a directory whose names changed so short a time ago more may be about to go: looks at no more files than are gone, so that all looks while a large
+/// directory is emptied are at no more files than it had.
+const CHANGED_LATELY: Duration = Duration::from_secs(3);
 
 /// Headers that an operation may have left without a use, for [`Fs::clear`].
 #[must_use = "headers stay behind otherwise"]
@@ -46,8 +48,17 @@ pub(super) struct Gone {
     /// The name that the file was sealed for.
     pub name: Vec<u8>,
     pub file: GoneFile,
+    pub how: How,
+}
+
+/// What became of a file that lost its last name in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Removed,
+    /// It went to another directory.
+    Moved,
     /// A sync tool's copy took its place, which has the same header.
-    pub replaced_by_copy: bool,
+    ReplacedByCopy,
 }
 
 /// The file that had a name, to tell which header was its own.
@@ -59,17 +70,68 @@ pub(super) enum GoneFile {
     Closed(BackingFile),
 }
 
-/// A header that a file without a name leaves.
+/// A header that a file without a name leaves, and that another file of the directory may need.
 #[derive(Debug)]
 pub struct Unused {
     directory: Arc<Node>,
     id: FileId,
-    /// The name that its file was sealed for.
-    name: Vec<u8>,
-    /// Any other file of the directory may need it, and not only a sync tool's copy.
-    look_at_all: bool,
-    /// The file was opened, so it is known that the header is its own.
-    was_opened: bool,
+    /// The name that its file was sealed for, where it was not opened: whose the header is only the file itself has said.
+    unopened: Option<Box<[u8]>>,
+    /// The file is in another directory now.
+    is_moved: bool,
+    /// How many files there were in the directory when these were too many to look at.
+    files: usize,
+}
+
+/// Names that come into a directory for files whose headers may be there already: by renames, also within it, and by links. A look at all files of it may
+/// miss them.
+#[derive(Debug, Default)]
+pub struct Arrivals(Mutex<ArrivalCounts>);
+
+#[derive(Debug, Default)]
+struct ArrivalCounts {
+    under_way: u32,
+    ever: u64,
+}
+
+/// How many names had come when no other was under way.
+#[derive(Clone, Copy, Debug)]
+struct Arrived(u64);
+
+/// A name is on its way into a directory.
+#[derive(Debug)]
+pub struct Arriving<'d>(&'d Arrivals);
+
+impl Arrivals {
+    /// Notes that a name comes, until what is returned is dropped; to be called before it is looked whether a header is there.
+    pub fn begin(&self) -> Arriving<'_> {
+        let mut counts = self.0.lock();
+        counts.under_way += 1;
+        counts.ever += 1;
+        Arriving(self)
+    }
+
+    /// Returns how many have come; nothing while one is under way.
+    fn settled(&self) -> Option<Arrived> {
+        let counts = self.0.lock();
+        (counts.under_way == 0).then_some(Arrived(counts.ever))
+    }
+
+    /// Does something unless a name has begun to come since; none begins meanwhile.
+    fn unless_more(&self, since: Arrived, act: impl FnOnce()) -> bool {
+        let counts = self.0.lock();
+        let none = counts.ever == since.0;
+        if none {
+            act();
+        }
+        none
+    }
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().under_way -= 1;
+    }
 }
 
 impl Fs {
@@ -78,56 +140,51 @@ impl Fs {
     /// Not part of the operation, since nobody needs to wait for it.
     pub fn clear(&self, leftovers: Leftovers) {
         for gone in leftovers.gone {
-            let directory = gone.directory.clone();
-            match self.header_of(gone) {
-                Some(unused) if unused.was_opened && (unused.look_at_all || self.options.shared) => {
-                    self.unused_headers.lock().push(unused);
-                }
-                Some(unused) => self.drop_unused(&unused, &directory),
-                None => {}
-            }
+            let node = gone.directory.node.clone();
+            self.drop_header(gone);
             // The kernel may have forgotten it meanwhile.
-            self.keep_unused(directory.node);
+            self.keep_unused(node);
         }
     }
 
-    /// Removes the header of a file from the directory it is gone from, at once, unless another file needs it.
+    /// Removes the header of a file from the directory it is gone from: at once where no other file can need it, else after a look at the others.
     pub(super) fn drop_header(&self, gone: Gone) {
+        // On another machine the file may have been changed meanwhile, and then its sync tool keeps the file and takes the header away: headers stay, and
+        // only the record has to know what is gone.
+        if self.options.shared && (self.watch.is_none() || gone.how == How::Moved) {
+            return;
+        }
         let directory = gone.directory.clone();
-        if let Some(unused) = self.header_of(gone) {
-            self.drop_unused(&unused, &directory);
+        match self.header_of(gone) {
+            Some((unused, true)) => self.drop_own(&unused, &directory),
+            Some((unused, false)) => self.unused_headers.lock().push(unused),
+            None => {}
         }
     }
 
-    /// Returns which header a file leaves; nothing where that cannot be said.
-    fn header_of(&self, gone: Gone) -> Option<Unused> {
+    /// Returns which header a file leaves, and whether that can be no other's but a sync tool's copy's; nothing where that cannot be said.
+    fn header_of(&self, gone: Gone) -> Option<(Unused, bool)> {
         let Gone {
             directory,
             disk,
             name,
             file,
-            replaced_by_copy,
+            how,
         } = gone;
         let at = FoundAt {
             directory: directory.keys().id,
             name: &name,
         };
         let opened = match file {
-            GoneFile::Open(file) => Ok((file.id()?, file.owns_header())),
+            GoneFile::Open(file) => Ok((file.id()?, file.made_header())),
             GoneFile::Closed(backing) => VaultFile::load(&self.vault, backing, None, &directory.dir, at)
-                .map(|file| Some((file.id()?, file.owns_header())))
+                .map(|file| Some((file.id()?, file.made_header())))
                 .transpose()?,
         };
-        let (id, owns_header, was_opened) = match opened {
-            Ok((id, owns_header)) => (id, owns_header, true),
+        let (id, made_header, was_opened) = match opened {
+            Ok((id, made_header)) => (id, made_header, true),
             // Nobody asks for a key to delete a file. Without it the file's word counts where no other file here says the same.
-            Err(VaultError::KeyNeeded(ask)) => match files_in(&directory.dir) {
-                Ok(others) if others.len() <= COMPARED_MAX => (ask.file(), false, false),
-                _ => {
-                    self.record_removal_unopened(ask.file(), at);
-                    return None;
-                }
-            },
+            Err(VaultError::KeyNeeded(ask)) => (ask.file(), false, false),
             // What a file says of itself that fails its checks is nothing to remove headers by.
             Err(error) => {
                 log::debug!("the header of {disk:?} stays behind: {error}");
@@ -135,78 +192,103 @@ impl Fs {
             }
         };
         let was_copy = matches!(name::shape(disk.as_bytes()), Shape::Conflict(..));
-        Some(Unused {
+        let unused = Unused {
             directory: directory.node,
             id,
-            name,
-            look_at_all: was_copy || replaced_by_copy || !owns_header,
-            was_opened,
-        })
+            unopened: (!was_opened).then(|| name.into()),
+            is_moved: how == How::Moved,
+            files: 0,
+        };
+        Some((unused, made_header && !was_copy && how != How::ReplacedByCopy))
     }
 
-    /// Removes a header, unless another file needs it: a sync tool's copy, the original where the copy is gone, or the true owner where someone had put a
-    /// copy of its data under another name.
-    fn drop_unused(&self, unused: &Unused, directory: &OpenDirectory) {
-        let id = &unused.id;
-        let others = if unused.look_at_all {
-            files_in(&directory.dir).map(Arc::new)
-        } else {
-            self.conflicts(directory)
-        };
-        let needed = match others {
-            Ok(others) => others
-                .iter()
-                .any(|other| !matches!(Self::id_on_disk(&directory.dir, other), Ok(found) if found != Some(*id))),
-            Err(_) => true,
-        };
-        if !needed {
+    /// Removes a header that was made for the file that is gone, unless a sync tool's copy needs it.
+    fn drop_own(&self, unused: &Unused, directory: &OpenDirectory) {
+        let is_other =
+            |copy: &String| matches!(Self::id_on_disk(&directory.dir, copy), Ok(id) if id != Some(unused.id));
+        if self
+            .conflicts(directory)
+            .is_ok_and(|copies| copies.iter().all(is_other))
+        {
             self.remove_header(unused, directory);
         }
     }
 
     fn remove_header(&self, unused: &Unused, directory: &OpenDirectory) {
-        let id = &unused.id;
-        if unused.was_opened {
-            self.record_removal(*id);
-        } else {
-            let at = FoundAt {
-                directory: directory.keys().id,
-                name: &unused.name,
-            };
-            self.record_removal_unopened(*id, at);
+        self.record_gone(unused);
+        if self.options.shared {
+            return;
         }
-        if let Err(error) = directory.dir.unlink(&name::header_file(*id)) {
-            log::debug!("header {} stays behind: {error}", name::header_file(*id));
+        let header = name::header_file(unused.id);
+        if let Err(error) = directory.dir.unlink(&header) {
+            log::debug!("header {header} stays behind: {error}");
         }
     }
 
-    /// Removes those of the headers that wait which no file in their directories needs; at the end, when nobody changes names any more, all of them.
-    pub(super) fn drop_unused_headers(&self, at_the_end: bool) {
+    fn record_gone(&self, unused: &Unused) {
+        match (&unused.unopened, unused.directory.keys()) {
+            _ if unused.is_moved => {}
+            (None, _) => self.record_removal(unused.id),
+            (Some(name), Some(keys)) => {
+                let directory = keys.id;
+                self.record_removal_unopened(unused.id, FoundAt { directory, name });
+            }
+            (Some(_), None) => {}
+        }
+    }
+
+    /// Removes those of the headers that wait which no file in their directories needs; also those of busy directories where it is to be `now`: at the end,
+    /// or because there is no room. Tells whether any was removed.
+    pub(super) fn drop_unused_headers(&self, now: bool) -> bool {
         let mut by_directory: BTreeMap<u64, Vec<Unused>> = BTreeMap::new();
         for unused in mem::take(&mut *self.unused_headers.lock()) {
             by_directory.entry(unused.directory.id).or_default().push(unused);
         }
+        let mut was_removed = false;
         for unused in by_directory.into_values() {
             let node = unused[0].directory.clone();
-            match self.needed_in(&node, COMPARED_MAX * unused.len(), at_the_end) {
-                Ok(Look::Ids(directory, needed)) => {
-                    let unused = unused.iter().filter(|unused| !needed.contains(&unused.id));
-                    unused.for_each(|unused| self.remove_header(unused, &directory));
-                }
-                Ok(Look::TooMany | Look::Gone) => unused.iter().for_each(|unused| self.record_removal(unused.id)),
-                Ok(Look::Changing) => {
-                    self.unused_headers.lock().extend(unused);
-                    continue;
-                }
-                Err(error) => log::debug!("{} headers stay behind: {error}", unused.len()),
+            let (before, waiting) = (unused.len(), self.drop_unneeded(&node, unused, now));
+            was_removed |= waiting.len() < before;
+            if waiting.is_empty() {
+                self.keep_unused(node);
+            } else {
+                self.unused_headers.lock().extend(waiting);
             }
-            drop(unused);
-            self.keep_unused(node);
+        }
+        was_removed
+    }
+
+    /// Notes of headers that still wait what becomes of their files; for the end of a mount. The headers stay.
+    pub(super) fn give_up_unused_headers(&self) {
+        for unused in mem::take(&mut *self.unused_headers.lock()) {
+            log::debug!("header {} stays behind", name::header_file(unused.id));
+            self.record_gone(&unused);
+            self.keep_unused(unused.directory);
         }
     }
 
-    /// Returns which headers files in a directory need.
-    fn needed_in(&self, node: &Arc<Node>, files_max: usize, at_the_end: bool) -> FsResult<Look> {
+    /// Removes those of a directory's headers that no file in it needs; returns those of which that cannot be said yet.
+    fn drop_unneeded(&self, node: &Arc<Node>, mut unused: Vec<Unused>, now: bool) -> Vec<Unused> {
+        match self.look(node, &unused, now) {
+            Ok(Look::Ids(directory, needed, arrived)) => {
+                unused.retain(|unused| !needed.contains(&unused.id));
+                let arrivals = &directory.state().arrivals;
+                unused.retain(|unused| !arrivals.unless_more(arrived, || self.remove_header(unused, &directory)));
+                return unused;
+            }
+            Ok(Look::TooMany(files)) => {
+                unused.iter_mut().for_each(|unused| unused.files = files);
+                return unused;
+            }
+            Ok(Look::Changing) => return unused,
+            Ok(Look::Gone) => unused.iter().for_each(|unused| self.record_gone(unused)),
+            Err(error) => log::debug!("{} headers stay behind: {error}", unused.len()),
+        }
+        Vec::new()
+    }
+
+    /// Looks which headers files in a directory need.
+    fn look(&self, node: &Arc<Node>, unused: &[Unused], now: bool) -> FsResult<Look> {
         if node.is_dead() {
             return Ok(Look::Gone);
         }
@@ -214,39 +296,43 @@ impl Fs {
             dir: self.dir(node)?,
             node: node.clone(),
         };
-        let changed = |stat: Stat| UNIX_EPOCH + Duration::new(stat.st_ctime as u64, stat.st_ctime_nsec as u32);
-        let before = changed(directory.dir.stat_self()?);
-        let is_new = before.elapsed().is_ok_and(|since| since < CHANGED_LATELY);
-        if is_new && !at_the_end {
+        let Some(arrived) = directory.state().arrivals.settled() else {
             return Ok(Look::Changing);
+        };
+        let stat = directory.dir.stat_self()?;
+        let changed = UNIX_EPOCH + Duration::new(stat.st_ctime as u64, stat.st_ctime_nsec as u32);
+        let is_busy = !now && changed.elapsed().is_ok_and(|since| since < CHANGED_LATELY);
+        let files_max = unused.len() * if is_busy { 1 } else { COMPARED_MAX };
+        let files_then = unused.iter().map(|unused| unused.files).max().unwrap_or(0);
+        // Those that are gone were counted, too: about half may be left of what there was.
+        let files_now_min = if is_busy { files_then / 2 } else { files_then };
+        if files_now_min > files_max {
+            return Ok(Look::TooMany(files_then));
         }
         let files = files_in(&directory.dir)?;
         if files.len() > files_max {
-            return Ok(Look::TooMany);
+            return Ok(Look::TooMany(files.len()));
         }
         let mut ids = HashSet::new();
         for file in files {
             match Self::id_on_disk(&directory.dir, &file) {
                 Ok(id) => ids.extend(id),
-                Err(error) if error.errno() == libc::ENOENT => return Ok(Look::Changing),
+                // It was removed; had it been renamed, that would have been counted.
+                Err(error) if error.errno() == libc::ENOENT => {}
                 Err(error) => return Err(error),
             }
         }
-        if changed(directory.dir.stat_self()?) != before {
-            // A file that was renamed meanwhile may have been missed.
-            return Ok(Look::Changing);
-        }
-        Ok(Look::Ids(directory, ids))
+        Ok(Look::Ids(directory, ids, arrived))
     }
 }
 
 /// What a look at the files of a directory came to.
 enum Look {
-    /// The ids of all of them.
-    Ids(OpenDirectory, HashSet<FileId>),
-    /// There are more than are looked at.
-    TooMany,
-    /// Names change in it.
+    /// The ids of all of them, and the names that had come until then.
+    Ids(OpenDirectory, HashSet<FileId>, Arrived),
+    /// There are more than are looked at, so many.
+    TooMany(usize),
+    /// A name is on its way into it.
     Changing,
     /// It was removed.
     Gone,
@@ -268,4 +354,22 @@ fn files_in(dir: &Dir) -> FsResult<Vec<String>> {
         }
     })?;
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_of_a_directory_into_which_a_name_comes() {
+        let arrivals = Arrivals::default();
+        let before = arrivals.settled().unwrap();
+        assert!(arrivals.unless_more(before, || ()));
+        let arriving = arrivals.begin();
+        assert!(arrivals.settled().is_none());
+        assert!(!arrivals.unless_more(before, || panic!("a name comes")));
+        drop(arriving);
+        assert!(!arrivals.unless_more(before, || panic!("a name has come")));
+        assert!(arrivals.unless_more(arrivals.settled().unwrap(), || ()));
+    }
 }

@@ -212,7 +212,7 @@ impl Fs {
             Shape::Long => directory.keys().open_long_name(&directory.dir, base).ok()?,
             _ => return None,
         };
-        name::conflict_name(&name, rest)
+        Some(name::conflict_name(&name, rest))
     }
 
     /// Returns the names on disk that sync tools made of entries of a directory.

@@ -14,7 +14,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FileType, Stat};
 
-use super::{acl::Acl, attr::Time};
+use super::{acl::Acl, attr::Time, leftovers::Arrivals};
 use crate::{
     backing::Dir,
     ids::Epoch,
@@ -150,6 +150,8 @@ pub struct DirectoryState {
     pub default_acl: Mutex<Option<Option<Arc<Acl>>>>,
     /// Names on disk that sync tools made of entries, once it was looked for them.
     pub conflicts: Mutex<Option<Arc<Vec<String>>>>,
+    /// Names that come into it for files whose headers may be there.
+    pub arrivals: Arrivals,
 }
 
 impl Node {

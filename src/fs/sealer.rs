@@ -233,6 +233,7 @@ impl Fs {
     /// Seals all files that were changed; for the end of a mount, when nothing changes them any more.
     pub fn seal_all(&self) {
         self.drop_unused_headers(true);
+        self.give_up_unused_headers();
         self.seal_queue.unpark();
         // A second round for those that a recovery changed in the first. What failed was logged.
         for _ in 0..2 {

@@ -410,7 +410,7 @@ impl Run<'_> {
         };
         match (opened, shape) {
             (Ok(name), Shape::Conflict(_, rest)) => {
-                let shown = name::conflict_name(&name, rest).unwrap_or_else(|| name.clone());
+                let shown = name::conflict_name(&name, rest);
                 let named = Named { disk, name, shown };
                 self.visitor.found(at.place_of(&named).finding(Problem::Conflict));
                 Some(named)

@@ -53,9 +53,8 @@ pub struct VaultFile {
     prepared: Mutex<Option<NewOwnKey>>,
     /// Held while content is made for a file that has none.
     creating: Mutex<()>,
-    /// This file is the one its header is for: made here, or sealed for the name it was found under. A copy of its data file that someone made
-    /// under another name is not.
-    owns_header: bool,
+    /// Its header is made by this, if it has one.
+    made_header: bool,
     /// The inode number of the data file, where that was looked at.
     inode: Option<u64>,
     /// Headers that were stored, one for each directory that the file came into, and how many of them are known to be on disk with their names.
@@ -120,10 +119,10 @@ pub struct FoundAt<'a> {
 impl VaultFile {
     /// Takes a file that was just created.
     pub fn created(file: BackingFile, journal: Option<Arc<FileJournal>>) -> Self {
-        Self::blank(Arc::new(file), journal, true)
+        Self::blank(Arc::new(file), journal)
     }
 
-    fn blank(file: Arc<BackingFile>, journal: Option<Arc<FileJournal>>, owns_header: bool) -> Self {
+    fn blank(file: Arc<BackingFile>, journal: Option<Arc<FileJournal>>) -> Self {
         VaultFile {
             journal,
             attributes_changed: AtomicBool::new(true),
@@ -137,7 +136,7 @@ impl VaultFile {
             kept_key: OnceLock::new(),
             prepared: Mutex::new(None),
             creating: Mutex::new(()),
-            owns_header,
+            made_header: true,
             inode: None,
             headers_stored: AtomicU32::new(1),
             headers_durable: AtomicU32::new(0),
@@ -158,7 +157,7 @@ impl VaultFile {
         dir: &Dir,
         at: FoundAt<'_>,
     ) -> Result<Self, VaultError> {
-        let mut this = Self::blank(Arc::new(file), journal, true);
+        let mut this = Self::blank(Arc::new(file), journal);
         // Before the first read: with it a network filesystem forgets when the file was last read, and would have to ask for all attributes again.
         let stat = this.file.stat()?;
         // Someone put something else in its place since it was looked up: to write to a device would be worse than to read from one.
@@ -181,7 +180,7 @@ impl VaultFile {
         let content = Content::load(storage, vault.layout(), &header, Stored { size, preamble }, |key| {
             Some(key.place(at.directory, at.name))
         })?;
-        this.owns_header = content.is_placed();
+        this.made_header = false;
         // What was sealed was durable before, its header too.
         if content.is_sealed() {
             this.headers_were_synced(this.headers());
@@ -538,9 +537,11 @@ impl VaultFile {
         if self.is_zeros { self.file.set_len(0) } else { Ok(()) }
     }
 
-    /// Tells whether no other file can be meant by the header than this one; see [`FoundAt`].
-    pub fn owns_header(&self) -> bool {
-        self.owns_header
+    /// Tells whether its header was made by this, so that no other file can need it. One that was found there may be needed by a copy of the data file that
+    /// someone made, or by what was another name of the file where it was copied from. Neither is to be told by the file: either has a place when it was
+    /// renamed or changed.
+    pub fn made_header(&self) -> bool {
+        self.made_header
     }
 
     /// Tells whether the header still has to be made durable before anything can rely on the file.

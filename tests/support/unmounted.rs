@@ -26,18 +26,25 @@ pub fn open(vault: &Path, passfile: &Path) -> OpenVault {
 }
 
 /// Returns the filesystem of a vault, what holds its lock, and who uses it here.
+#[allow(dead_code, reason = "each test program uses a part of it")]
 pub fn fs_of(open: OpenVault, journal: bool) -> (Fs, VaultHome, Caller) {
+    fs_with(open, |options| options.journal = journal)
+}
+
+/// As [`fs_of`], as `set` has it behave.
+pub fn fs_with(open: OpenVault, set: impl FnOnce(&mut FsOptions)) -> (Fs, VaultHome, Caller) {
     let (vault, home) = open.into_vault();
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let options = FsOptions {
+    let mut options = FsOptions {
         read_only: false,
         shared: false,
         acl: false,
         own_uid: uid,
         own_gid: gid,
         cached_descriptors: 64,
-        journal,
+        journal: false,
     };
+    set(&mut options);
     let fs = Fs::new(vault, home.open_dir().unwrap(), options).unwrap();
     let caller = Caller {
         uid,

@@ -131,6 +131,43 @@ fn a_conflict_copy_can_take_the_place_of_the_original() {
 }
 
 #[test]
+fn a_conflict_copy_that_was_renamed_goes_without_the_header_of_the_original() {
+    if !can_mount() {
+        return;
+    }
+    let mut sample = Sample::new();
+    let (mnt, copy) = mount_with_copy(&mut sample);
+    fs::rename(&copy, mnt.join("kept")).unwrap();
+    sample.bench.remount();
+    fs::remove_file(mnt.join("kept")).unwrap();
+    sample.bench.remount();
+    assert_eq!(judge(&mnt, "odd", &sample.tree["odd"]), Outcome::Original);
+    sample.bench.unmount();
+}
+
+#[test]
+fn what_is_saved_by_rename_as_a_conflict_copy_takes_its_place() {
+    if !can_mount() {
+        return;
+    }
+    let mut sample = Sample::new();
+    let (mnt, copy) = mount_with_copy(&mut sample);
+    for round in ["first", "second"] {
+        fs::write(mnt.join("new"), round).unwrap();
+        fs::rename(mnt.join("new"), &copy).unwrap();
+        assert_eq!(fs::read_to_string(&copy).unwrap(), round);
+        let shows = fs::read_dir(&mnt).unwrap().map(|entry| entry.unwrap().path());
+        assert_eq!(shows.filter(|path| *path == copy).count(), 1, "{round}");
+    }
+    sample.bench.remount();
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "second");
+    assert_eq!(judge(&mnt, "odd", &sample.tree["odd"]), Outcome::Original);
+    fs::remove_file(&copy).unwrap();
+    assert!(!copy.exists());
+    sample.bench.unmount();
+}
+
+#[test]
 fn a_conflict_copy_of_another_file_does_not_read_under_this_name() {
     if !can_mount() {
         return;
