@@ -447,6 +447,53 @@ fn a_recovery_key_is_printed_once_and_opens() {
 }
 
 #[test]
+fn a_recovery_key_that_nobody_sees_takes_the_place_of_nothing() {
+    let place = Place::with_vault();
+    place.run("keystore init --key-file key keys");
+    let before = [
+        fs::read(place.path("vault/keystore.hush")).unwrap(),
+        fs::read(place.path("keys/keystore.hush")).unwrap(),
+    ];
+    for arguments in [
+        "passwd --key-file key --new-recovery vault",
+        "slot add --key-file key --new-recovery vault",
+        "passwd --key-file key --new-recovery --keystore keys",
+        "slot add --key-file key --new-recovery --keystore keys",
+        "init --key-file key --recovery-key made",
+        "keystore init --key-file key --recovery-key made",
+    ] {
+        for out in [">/dev/full", ">/dev/null", ">&-"] {
+            let script = format!("exec \"$0\" {arguments} {out}");
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, env!("CARGO_BIN_EXE_hushfs")]);
+            command.current_dir(place.path("")).env("HOME", place.path(""));
+            command.env_remove("XDG_CONFIG_HOME").stdin(Stdio::null());
+            let told = place.run_with(&mut command);
+            assert_eq!(told.code, 1, "{script}: {}", told.err);
+            assert!(
+                told.err.contains("the recovery key is not stored"),
+                "{script}: {}",
+                told.err
+            );
+        }
+    }
+    let after = [
+        fs::read(place.path("vault/keystore.hush")).unwrap(),
+        fs::read(place.path("keys/keystore.hush")).unwrap(),
+    ];
+    assert!(before == after);
+    assert!(!place.path("made").exists());
+    // Nor one whose reader has gone.
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    let mut command = place.command(&["passwd", "--key-file", "key", "--new-recovery", "vault"]);
+    let told = command.stdout(writer).output().unwrap();
+    assert_eq!(told.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("Broken pipe"));
+    assert_eq!(place.run("ls --key-file key vault"), given(0, "", ""));
+}
+
+#[test]
 fn a_vault_that_does_not_open_has_its_exit_code() {
     let place = Place::with_vault();
     let header = fs::read(place.path("vault/vault.hush")).unwrap();

@@ -98,6 +98,8 @@ pub enum CliError {
     LastWay { path: PathBuf },
     /// Standard output cannot be written.
     Output(io::Error),
+    /// A new recovery key cannot be shown.
+    RecoveryKeyOutput(io::Error),
     /// The system did not let the process do something.
     System { what: &'static str, source: io::Error },
     /// The command of --extpass failed.
@@ -351,6 +353,7 @@ impl CliError {
             | CliError::File { .. }
             | CliError::Exists { .. }
             | CliError::Output(_)
+            | CliError::RecoveryKeyOutput(_)
             | CliError::System { .. }
             | CliError::ExtPass(_)
             | CliError::PassFd { .. }
@@ -708,6 +711,10 @@ impl fmt::Display for CliError {
             CliError::NoSuchWay { way } => write!(f, "no way {way:?}: `hushfs info` lists them"),
             CliError::LastWay { path } => write!(f, "{}: nothing would open it any more", path.display()),
             CliError::Output(source) => write!(f, "standard output: {source}"),
+            CliError::RecoveryKeyOutput(source) => write!(
+                f,
+                "standard output: {source}: the recovery key is not stored, nothing was changed; have it printed where it can be read"
+            ),
             CliError::System { what, source } => write!(f, "{what}: {source}"),
             CliError::ExtPass(status) => write!(f, "the command of --extpass ended with {status}"),
             CliError::PassFd { number, source } => write!(f, "file descriptor {number}: {source}"),
