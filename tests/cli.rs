@@ -494,6 +494,29 @@ fn a_recovery_key_that_nobody_sees_takes_the_place_of_nothing() {
 }
 
 #[test]
+fn what_is_left_out_of_a_listing_is_told() {
+    let place = Place::with_vault();
+    place.fill();
+    for first in ["a", "b", "c"] {
+        place.fill_more(&first.repeat(240), b"lost");
+        let is_long_name = |_: &fs::Metadata, name: &str| name.ends_with(".long.hush");
+        fs::remove_file(place.path("vault").join(place.entry("vault", is_long_name))).unwrap();
+    }
+    let told = "hushfs: /: 3 entries left out, whose names do not open or which lie on another filesystem: `hushfs fsck` names them";
+    for arguments in ["ls", "export", "rekey"] {
+        let rest = match arguments {
+            "ls" => "",
+            "export" => " / out",
+            _ => " /",
+        };
+        let given = place.run(&format!("{arguments} --key-file key vault{rest}"));
+        assert_eq!(given.code, 9, "{arguments}: {}", given.err);
+        assert_eq!(given.err.matches(told).count(), 1, "{arguments}: {}", given.err);
+    }
+    assert_eq!(fs::read(place.path("out/a")).unwrap(), b"hello\n");
+}
+
+#[test]
 fn a_vault_that_does_not_open_has_its_exit_code() {
     let place = Place::with_vault();
     let header = fs::read(place.path("vault/vault.hush")).unwrap();

@@ -240,6 +240,8 @@ pub enum CliError {
     FileAuditByAgent,
     /// What was given is no time.
     AuditTime(String),
+    /// Names in a directory do not open, or something is mounted in their place.
+    EntriesLeftOut { path: String, count: u64 },
     /// Some of many things were not done, which was told; and the exit code of the first whose key may not be used.
     LeftOut {
         count: u64,
@@ -329,7 +331,7 @@ impl CliError {
             CliError::Agent(AgentStartError::Running { .. }) => IN_USE,
             CliError::NoGroup { .. } | CliError::WhichSocket => USAGE,
             CliError::Agent(_) => FAILED,
-            CliError::DamageFound | CliError::NotRewrapped { .. } => DAMAGE,
+            CliError::DamageFound | CliError::NotRewrapped { .. } | CliError::EntriesLeftOut { .. } => DAMAGE,
             CliError::Record(RecordError::Newer { .. }) => NEWER,
             CliError::Record(RecordError::Busy { .. }) => IN_USE,
             CliError::Record(_) | CliError::NoRecord { .. } => FAILED,
@@ -860,6 +862,11 @@ impl fmt::Display for CliError {
                 f,
                 "{}: not kept by `hushfs verify --resume` for this vault: name another file, or remove this one",
                 path.display()
+            ),
+            CliError::EntriesLeftOut { path, count } => write!(
+                f,
+                "{path}: {} left out, whose names do not open or which lie on another filesystem: `hushfs fsck` names them",
+                text::count(*count, "entry")
             ),
             CliError::LeftOut { count, done, .. } => write!(f, "{} not {done}, see above", text::count(*count, "file")),
             CliError::Child(code) => write!(f, "the background process ended with code {code}"),
