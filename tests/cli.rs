@@ -577,8 +577,9 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
 }
 
 #[test]
-fn an_old_vault_header_put_back_is_refused() {
+fn an_old_vault_header_put_back_is_read_and_written_to_only_when_accepted() {
     let place = Place::with_vault();
+    place.fill();
     let old = fs::read(place.path("vault/vault.hush")).unwrap();
     assert_eq!(
         place.run("vault rotate --key-file key vault"),
@@ -589,14 +590,41 @@ fn an_old_vault_header_put_back_is_refused() {
         )
     );
     place.write("vault/vault.hush", &old);
-    assert_eq!(
-        place.run("ls --key-file key vault"),
-        given(
-            4,
-            "",
-            "hushfs: vault.hush: an old one was put back (epoch 1, the keystore has seen 2): put the newest one back\n"
-        )
-    );
+    let line = "vault.hush: an old one was put back (epoch 1, the keystore has seen 2): put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not\n";
+    for arguments in [
+        "vault rotate --key-file key vault",
+        "rekey --key-file key vault /",
+        "rewrap --key-file key vault",
+        "passwd --key-file key --new-recovery vault",
+        "fsck --repair --key-file key vault",
+    ] {
+        let told = place.run(arguments);
+        assert_eq!(
+            (told.out.as_str(), told.err),
+            ("", format!("hushfs: {line}")),
+            "{arguments}"
+        );
+        assert!([4, 8].contains(&told.code), "{arguments}: {}", told.code);
+    }
+    for arguments in [
+        "ls --key-file key vault",
+        "export --key-file key vault / out",
+        "fsck --key-file key vault",
+    ] {
+        let told = place.run(arguments);
+        assert_eq!(told.code, 0, "{arguments}: {}", told.err);
+        assert_eq!(told.err.matches(line).count(), 1, "{arguments}: {}", told.err);
+    }
+    assert_eq!(fs::read(place.path("out/a")).unwrap(), b"hello\n");
+    assert_eq!(fs::read(place.path("vault/vault.hush")).unwrap(), old);
+
+    let accepted = place.run("vault rotate --accept-older-header --key-file key vault");
+    assert_eq!(accepted.code, 0, "{}", accepted.err);
+    assert_eq!(place.run("cat --key-file key vault a"), given(0, "hello\n", ""));
+    place.fill_more("new", b"more");
+    let told = place.run("rewrap --retire --key-file key vault");
+    assert_eq!(told.code, 0, "{}", told.err);
+    assert_eq!(place.run("cat --key-file key vault new a"), given(0, "morehello\n", ""));
 }
 
 #[test]

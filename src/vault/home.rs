@@ -86,6 +86,8 @@ pub struct VaultHome {
     keystore: Option<KeystoreHome>,
     /// What a customer has brought.
     customer_key: Option<CustomerKey>,
+    /// A header is taken that is older than one that the keystore has seen.
+    takes_older_header: bool,
 }
 
 /// A vault whose keys are open, and what changes them.
@@ -258,6 +260,8 @@ impl VaultHome {
             header,
             keystore,
             customer_key: None,
+            // Who does not write puts nothing under a key that someone who was shut out may know.
+            takes_older_header: lock != Lock::Exclusive,
         })
     }
 
@@ -271,6 +275,12 @@ impl VaultHome {
     /// Takes the key that a customer has brought: files of it open, and new files get it.
     pub fn set_customer_key(&mut self, key: CustomerKey) {
         self.customer_key = Some(key);
+    }
+
+    /// Takes a header for changes that is older than one that the keystore has seen, for who gives the vault a new epoch before anything else:
+    /// [`OpenVault::rotate`].
+    pub fn accept_older_header(&mut self) {
+        self.takes_older_header = true;
     }
 
     /// Returns the path the vault was entered by.
@@ -420,10 +430,14 @@ impl VaultHome {
         if let Some(lowest) = keys.epoch_floor(vault, current).map_err(OpenError::Key)?
             && header.current < lowest
         {
-            return Err(OpenError::RolledBack {
+            let error = OpenError::RolledBack {
                 current: header.current,
                 lowest,
-            });
+            };
+            if !self.takes_older_header {
+                return Err(error);
+            }
+            log::warn!("{error}");
         }
         let layout = header.layout().map_err(error::in_file(&self.path, VAULT_HEADER))?;
         let names_root = unwrap_names_root(&header, &key).map_err(error::in_file(&self.path, VAULT_HEADER))?;
@@ -576,6 +590,7 @@ impl NewVault {
                 header: UnverifiedVaultHeader::decode(&bytes).map_err(CreateError::Format)?,
                 keystore: None,
                 customer_key: None,
+                takes_older_header: false,
             },
             vault: Vault::new(vault, self.layout, epochs, self.names_root),
             header: self.header,
@@ -608,6 +623,7 @@ fn make_directory(path: &Path) -> Result<Dir, CreateError> {
         _ => io_error(source),
     })?;
     check_empty(&dir, path)?;
+    check_devices(&dir, path)?;
     Ok(dir)
 }
 

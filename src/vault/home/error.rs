@@ -165,7 +165,7 @@ impl fmt::Display for OpenError {
             }
             OpenError::RolledBack { current, lowest } => write!(
                 f,
-                "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back"
+                "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not"
             ),
             OpenError::Audit(error) => write!(f, "{REFUSED}: {error}"),
             OpenError::Io { path, source } => write!(f, "{}: {source}", path.display()),
