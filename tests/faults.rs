@@ -267,6 +267,33 @@ fn epochs_of_what_is_hidden_by_a_mount_are_not_retired() {
     assert!(stderr.contains("1 epoch retired"), "{stderr}");
 }
 
+#[test]
+fn an_overlay_of_two_filesystems_is_refused() {
+    const TEST: &str = "an_overlay_of_two_filesystems_is_refused";
+    if !has(TEST, &["unshare"]) {
+        return;
+    }
+    let bench = bench_with_file();
+    let overlay = r#"
+        mount -t tmpfs none "$3"
+        mkdir "$3/upper" "$3/work" "$3/merged"
+        mount -t overlay -o "lowerdir=$2,upperdir=$3/upper,workdir=$3/work" none "$3/merged" || exit 77
+        "#;
+    for (arguments, under) in [("ls", ""), ("mount --foreground", ""), ("init", "/new")] {
+        let mountpoint = if under.is_empty() && arguments != "ls" {
+            " /mnt"
+        } else {
+            ""
+        };
+        let script = format!(r#"{overlay} exec "$1" {arguments} --passfile "$4" "$3/merged{under}"{mountpoint}"#);
+        let output = in_namespace(&bench, &script);
+        if output.status.code() == Some(77) {
+            return skip(TEST, "no overlay can be mounted");
+        }
+        assert_fails(&output, 1, "on another device than their directory");
+    }
+}
+
 /// A small filesystem, unmounted at the end.
 struct SmallDisk(PathBuf);
 

@@ -429,7 +429,7 @@ fn open_code(error: &OpenError) -> u8 {
         OpenError::Unlock(UnlockError::Tpm { error, .. }) => tpm_code(*error),
         OpenError::Unlock(UnlockError::Remote { error, .. }) => provider_code(*error),
         OpenError::Audit(error) => audit_code(error),
-        OpenError::Io { .. } => FAILED,
+        OpenError::FilesApart { .. } | OpenError::Io { .. } => FAILED,
     }
 }
 

@@ -253,6 +253,10 @@ impl VaultHome {
                 _ => OpenError::NotAVault { path },
             });
         };
+        let is_apart = lock != Lock::Unlocked && is_apart(&dir, VAULT_HEADER).unwrap_or_default();
+        if is_apart {
+            return Err(OpenError::FilesApart { path });
+        }
         let header = UnverifiedVaultHeader::decode(&header).map_err(error::in_file(&path, VAULT_HEADER))?;
         Ok(VaultHome {
             path,
@@ -625,6 +629,28 @@ fn make_directory(path: &Path) -> Result<Dir, CreateError> {
     check_empty(&dir, path)?;
     check_devices(&dir, path)?;
     Ok(dir)
+}
+
+/// Makes sure that files will be found in the directory of a coming vault.
+fn check_devices(dir: &Dir, path: &Path) -> Result<(), CreateError> {
+    let path = path.to_owned();
+    let probe = name::temporary_file(VAULT_HEADER);
+    let made = match dir.create_file(&probe, 0o600) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => is_apart(dir, &probe),
+    };
+    let _ = dir.unlink(&probe);
+    match made {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(CreateError::FilesApart { path }),
+        Err(source) => Err(CreateError::Io { path, source }),
+    }
+}
+
+/// Tells whether a file is on another device than its directory, as on an overlay of several filesystems: what is on another device is taken for mounted
+/// there, and not for the vault's.
+fn is_apart(dir: &Dir, file: &str) -> io::Result<bool> {
+    Ok(dir.stat(file)?.st_dev != dir.stat_self()?.st_dev)
 }
 
 /// Removes what was made of a vault that there will not be: the directory was empty. The header first, for the keystore alone is known to be unfinished.
