@@ -447,6 +447,76 @@ fn a_recovery_key_is_printed_once_and_opens() {
 }
 
 #[test]
+fn a_recovery_key_that_nobody_sees_takes_the_place_of_nothing() {
+    let place = Place::with_vault();
+    place.run("keystore init --key-file key keys");
+    let before = [
+        fs::read(place.path("vault/keystore.hush")).unwrap(),
+        fs::read(place.path("keys/keystore.hush")).unwrap(),
+    ];
+    for arguments in [
+        "passwd --key-file key --new-recovery vault",
+        "slot add --key-file key --new-recovery vault",
+        "passwd --key-file key --new-recovery --keystore keys",
+        "slot add --key-file key --new-recovery --keystore keys",
+        "init --key-file key --recovery-key made",
+        "keystore init --key-file key --recovery-key made",
+    ] {
+        for out in [">/dev/full", ">/dev/null", ">&-"] {
+            let script = format!("exec \"$0\" {arguments} {out}");
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, env!("CARGO_BIN_EXE_hushfs")]);
+            command.current_dir(place.path("")).env("HOME", place.path(""));
+            command.env_remove("XDG_CONFIG_HOME").stdin(Stdio::null());
+            let told = place.run_with(&mut command);
+            assert_eq!(told.code, 1, "{script}: {}", told.err);
+            assert!(
+                told.err.contains("the recovery key is not stored"),
+                "{script}: {}",
+                told.err
+            );
+        }
+    }
+    let after = [
+        fs::read(place.path("vault/keystore.hush")).unwrap(),
+        fs::read(place.path("keys/keystore.hush")).unwrap(),
+    ];
+    assert!(before == after);
+    assert!(!place.path("made").exists());
+    // Nor one whose reader has gone.
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    let mut command = place.command(&["passwd", "--key-file", "key", "--new-recovery", "vault"]);
+    let told = command.stdout(writer).output().unwrap();
+    assert_eq!(told.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("Broken pipe"));
+    assert_eq!(place.run("ls --key-file key vault"), given(0, "", ""));
+}
+
+#[test]
+fn what_is_left_out_of_a_listing_is_told() {
+    let place = Place::with_vault();
+    place.fill();
+    for first in ["a", "b", "c"] {
+        place.fill_more(&first.repeat(240), b"lost");
+        let is_long_name = |_: &fs::Metadata, name: &str| name.ends_with(".long.hush");
+        fs::remove_file(place.path("vault").join(place.entry("vault", is_long_name))).unwrap();
+    }
+    let told = "hushfs: /: 3 entries left out, whose names do not open or which lie on another filesystem: `hushfs fsck` names them";
+    for arguments in ["ls", "export", "rekey"] {
+        let rest = match arguments {
+            "ls" => "",
+            "export" => " / out",
+            _ => " /",
+        };
+        let given = place.run(&format!("{arguments} --key-file key vault{rest}"));
+        assert_eq!(given.code, 9, "{arguments}: {}", given.err);
+        assert_eq!(given.err.matches(told).count(), 1, "{arguments}: {}", given.err);
+    }
+    assert_eq!(fs::read(place.path("out/a")).unwrap(), b"hello\n");
+}
+
+#[test]
 fn a_vault_that_does_not_open_has_its_exit_code() {
     let place = Place::with_vault();
     let header = fs::read(place.path("vault/vault.hush")).unwrap();
@@ -507,8 +577,9 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
 }
 
 #[test]
-fn an_old_vault_header_put_back_is_refused() {
+fn an_old_vault_header_put_back_is_read_and_written_to_only_when_accepted() {
     let place = Place::with_vault();
+    place.fill();
     let old = fs::read(place.path("vault/vault.hush")).unwrap();
     assert_eq!(
         place.run("vault rotate --key-file key vault"),
@@ -519,14 +590,41 @@ fn an_old_vault_header_put_back_is_refused() {
         )
     );
     place.write("vault/vault.hush", &old);
-    assert_eq!(
-        place.run("ls --key-file key vault"),
-        given(
-            4,
-            "",
-            "hushfs: vault.hush: an old one was put back (epoch 1, the keystore has seen 2): put the newest one back\n"
-        )
-    );
+    let line = "vault.hush: an old one was put back (epoch 1, the keystore has seen 2): put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not\n";
+    for arguments in [
+        "vault rotate --key-file key vault",
+        "rekey --key-file key vault /",
+        "rewrap --key-file key vault",
+        "passwd --key-file key --new-recovery vault",
+        "fsck --repair --key-file key vault",
+    ] {
+        let told = place.run(arguments);
+        assert_eq!(
+            (told.out.as_str(), told.err),
+            ("", format!("hushfs: {line}")),
+            "{arguments}"
+        );
+        assert!([4, 8].contains(&told.code), "{arguments}: {}", told.code);
+    }
+    for arguments in [
+        "ls --key-file key vault",
+        "export --key-file key vault / out",
+        "fsck --key-file key vault",
+    ] {
+        let told = place.run(arguments);
+        assert_eq!(told.code, 0, "{arguments}: {}", told.err);
+        assert_eq!(told.err.matches(line).count(), 1, "{arguments}: {}", told.err);
+    }
+    assert_eq!(fs::read(place.path("out/a")).unwrap(), b"hello\n");
+    assert_eq!(fs::read(place.path("vault/vault.hush")).unwrap(), old);
+
+    let accepted = place.run("vault rotate --accept-older-header --key-file key vault");
+    assert_eq!(accepted.code, 0, "{}", accepted.err);
+    assert_eq!(place.run("cat --key-file key vault a"), given(0, "hello\n", ""));
+    place.fill_more("new", b"more");
+    let told = place.run("rewrap --retire --key-file key vault");
+    assert_eq!(told.code, 0, "{}", told.err);
+    assert_eq!(place.run("cat --key-file key vault new a"), given(0, "morehello\n", ""));
 }
 
 #[test]

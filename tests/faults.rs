@@ -225,6 +225,75 @@ fn a_backing_directory_that_cannot_be_written() {
     assert_kept(&mut bench);
 }
 
+#[test]
+fn epochs_of_what_is_hidden_by_a_mount_are_not_retired() {
+    const TEST: &str = "epochs_of_what_is_hidden_by_a_mount_are_not_retired";
+    if !has(TEST, &["unshare"]) {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    fs::create_dir(bench.mnt().join("dir")).unwrap();
+    fs::write(bench.mnt().join("dir/file"), "kept").unwrap();
+    bench.unmount();
+    // What bears no name of the vault hides nothing.
+    fs::create_dir(bench.vault().join(".snapshots")).unwrap();
+    let output = in_namespace(
+        &bench,
+        r#"
+        "$1" vault rotate --passfile "$4" "$2"
+        mount -t tmpfs none "$2/.snapshots"
+        for dir in "$2"/*/; do mount -t tmpfs none "$dir"; done
+        exec "$1" rewrap --retire --passfile "$4" "$2"
+        "#,
+    );
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(9), "{stderr}");
+    assert_eq!(
+        stderr.matches("another filesystem is in this place").count(),
+        1,
+        "{stderr}"
+    );
+    bench.mount(&[]);
+    assert_eq!(fs::read_to_string(bench.mnt().join("dir/file")).unwrap(), "kept");
+    bench.unmount();
+    let output = in_namespace(
+        &bench,
+        r#"
+        mount -t tmpfs none "$2/.snapshots"
+        exec "$1" rewrap --retire --passfile "$4" "$2"
+        "#,
+    );
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("1 epoch retired"), "{stderr}");
+}
+
+#[test]
+fn an_overlay_of_two_filesystems_is_refused() {
+    const TEST: &str = "an_overlay_of_two_filesystems_is_refused";
+    if !has(TEST, &["unshare"]) {
+        return;
+    }
+    let bench = bench_with_file();
+    let overlay = r#"
+        mount -t tmpfs none "$3"
+        mkdir "$3/upper" "$3/work" "$3/merged"
+        mount -t overlay -o "lowerdir=$2,upperdir=$3/upper,workdir=$3/work" none "$3/merged" || exit 77
+        "#;
+    for (arguments, under) in [("ls", ""), ("mount --foreground", ""), ("init", "/new")] {
+        let mountpoint = if under.is_empty() && arguments != "ls" {
+            " /mnt"
+        } else {
+            ""
+        };
+        let script = format!(r#"{overlay} exec "$1" {arguments} --passfile "$4" "$3/merged{under}"{mountpoint}"#);
+        let output = in_namespace(&bench, &script);
+        if output.status.code() == Some(77) {
+            return skip(TEST, "no overlay can be mounted");
+        }
+        assert_fails(&output, 1, "on another device than their directory");
+    }
+}
+
 /// A small filesystem, unmounted at the end.
 struct SmallDisk(PathBuf);
 

@@ -777,7 +777,7 @@ pub struct AuditFilterArgs {
 #[derive(Debug, Subcommand)]
 pub enum VaultCommand {
     /// Makes new epochs, and a new version of the key that hushfs manages; new files use them, `rewrap` moves the others
-    Rotate(VaultArgs),
+    Rotate(RotateArgs),
     /// The master keys of a vault
     #[command(subcommand)]
     Encryption(EncryptionCommand),
@@ -821,6 +821,16 @@ pub struct VaultArgs {
     pub unlock: UnlockArgs,
     #[command(flatten)]
     pub customer: CustomerArgs,
+}
+
+/// What `vault rotate` takes.
+#[derive(Debug, Args)]
+pub struct RotateArgs {
+    #[command(flatten)]
+    pub vault: VaultArgs,
+    /// Goes on with a vault header that is older than the keystore has seen, as that of a backup: it gets an epoch above all that were seen
+    #[arg(long)]
+    pub accept_older_header: bool,
 }
 
 /// A keystore and how to open it.

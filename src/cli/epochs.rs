@@ -2,7 +2,7 @@
 
 use super::{
     CliResult,
-    args::{OnOff, RewrapArgs, VaultArgs},
+    args::{OnOff, RewrapArgs, RotateArgs},
     encryption,
     error::CliError,
     open, process,
@@ -23,8 +23,11 @@ pub fn say_epoch(epoch: Epoch) {
 }
 
 /// Makes a new epoch.
-pub fn rotate(args: &VaultArgs) -> CliResult {
-    let mut open = open::open_for_change(args)?;
+pub fn rotate(args: &RotateArgs) -> CliResult {
+    let mut open = match args.accept_older_header {
+        true => open::open_older_for_change(&args.vault)?,
+        false => open::open_for_change(&args.vault)?,
+    };
     say_epoch(open.rotate(process::now())?);
     Ok(())
 }

@@ -98,6 +98,8 @@ pub enum CliError {
     LastWay { path: PathBuf },
     /// Standard output cannot be written.
     Output(io::Error),
+    /// A new recovery key cannot be shown.
+    RecoveryKeyOutput(io::Error),
     /// The system did not let the process do something.
     System { what: &'static str, source: io::Error },
     /// The command of --extpass failed.
@@ -240,6 +242,8 @@ pub enum CliError {
     FileAuditByAgent,
     /// What was given is no time.
     AuditTime(String),
+    /// Names in a directory do not open, or something is mounted in their place.
+    EntriesLeftOut { path: String, count: u64 },
     /// Some of many things were not done, which was told; and the exit code of the first whose key may not be used.
     LeftOut {
         count: u64,
@@ -329,7 +333,7 @@ impl CliError {
             CliError::Agent(AgentStartError::Running { .. }) => IN_USE,
             CliError::NoGroup { .. } | CliError::WhichSocket => USAGE,
             CliError::Agent(_) => FAILED,
-            CliError::DamageFound | CliError::NotRewrapped { .. } => DAMAGE,
+            CliError::DamageFound | CliError::NotRewrapped { .. } | CliError::EntriesLeftOut { .. } => DAMAGE,
             CliError::Record(RecordError::Newer { .. }) => NEWER,
             CliError::Record(RecordError::Busy { .. }) => IN_USE,
             CliError::Record(_) | CliError::NoRecord { .. } => FAILED,
@@ -353,6 +357,7 @@ impl CliError {
             | CliError::File { .. }
             | CliError::Exists { .. }
             | CliError::Output(_)
+            | CliError::RecoveryKeyOutput(_)
             | CliError::System { .. }
             | CliError::ExtPass(_)
             | CliError::PassFd { .. }
@@ -428,7 +433,7 @@ fn open_code(error: &OpenError) -> u8 {
         OpenError::Unlock(UnlockError::Tpm { error, .. }) => tpm_code(*error),
         OpenError::Unlock(UnlockError::Remote { error, .. }) => provider_code(*error),
         OpenError::Audit(error) => audit_code(error),
-        OpenError::Io { .. } => FAILED,
+        OpenError::FilesApart { .. } | OpenError::Io { .. } => FAILED,
     }
 }
 
@@ -713,6 +718,10 @@ impl fmt::Display for CliError {
             CliError::NoSuchWay { way } => write!(f, "no way {way:?}: `hushfs info` lists them"),
             CliError::LastWay { path } => write!(f, "{}: nothing would open it any more", path.display()),
             CliError::Output(source) => write!(f, "standard output: {source}"),
+            CliError::RecoveryKeyOutput(source) => write!(
+                f,
+                "standard output: {source}: the recovery key is not stored, nothing was changed; have it printed where it can be read"
+            ),
             CliError::System { what, source } => write!(f, "{what}: {source}"),
             CliError::ExtPass(status) => write!(f, "the command of --extpass ended with {status}"),
             CliError::PassFd { number, source } => write!(f, "file descriptor {number}: {source}"),
@@ -863,6 +872,11 @@ impl fmt::Display for CliError {
                 f,
                 "{}: not kept by `hushfs verify --resume` for this vault: name another file, or remove this one",
                 path.display()
+            ),
+            CliError::EntriesLeftOut { path, count } => write!(
+                f,
+                "{path}: {} left out, whose names do not open or which lie on another filesystem: `hushfs fsck` names them",
+                text::count(*count, "entry")
             ),
             CliError::LeftOut { count, done, .. } => write!(f, "{} not {done}, see above", text::count(*count, "file")),
             CliError::Child(code) => write!(f, "the background process ended with code {code}"),

@@ -18,7 +18,7 @@ use super::{
     error::CliError,
     outside,
     progress::Progress,
-    view::{CHUNK, LeftOut, Place, View},
+    view::{CHUNK, Entry, LeftOut, Place, View},
 };
 use crate::fs::{Attr, FsError};
 
@@ -79,8 +79,8 @@ fn total(view: &View, path: &Path) -> CliResult<u64> {
     while let Some(place) = waiting.pop() {
         if place.attr.kind() == FileType::Directory {
             // What cannot be listed is told of when it is to be copied.
-            let entries = view.entries(&place).unwrap_or_default();
-            waiting.extend(entries.into_iter().map(|entry| entry.place));
+            let entries = view.entries(&place).into_iter().flat_map(|listed| listed.entries);
+            waiting.extend(entries.map(|entry| entry.place));
         } else {
             bytes += place.attr.size;
             view.forget(&place);
@@ -99,7 +99,7 @@ struct Run<'v> {
 struct Level {
     place: Place,
     path: PathBuf,
-    waiting: Vec<super::view::Entry>,
+    waiting: Vec<Entry>,
 }
 
 impl Run<'_> {
@@ -110,7 +110,7 @@ impl Run<'_> {
 
     /// Copies everything below a directory into one that exists.
     fn directory(&mut self, start: &Place, destination: &Path) -> CliResult {
-        let entries = self.view.entries(start).map_err(|error| start.error(error))?;
+        let entries = self.entries(start)?;
         let mut levels = vec![Level {
             place: start.clone(),
             path: destination.to_owned(),
@@ -133,10 +133,8 @@ impl Run<'_> {
                 path: path.clone(),
                 source,
             };
-            let opened = make_directory(&path).map_err(failed).and_then(|()| {
-                let entries = self.view.entries(&entry.place);
-                entries.map_err(|error| entry.place.error(error))
-            });
+            let made = make_directory(&path).map_err(failed);
+            let opened = made.and_then(|()| self.entries(&entry.place));
             match opened {
                 Ok(waiting) => levels.push(Level {
                     place: entry.place,
@@ -147,6 +145,13 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Lists a directory, and complains of what cannot be listed.
+    fn entries(&mut self, place: &Place) -> CliResult<Vec<Entry>> {
+        let listed = self.view.entries(place)?;
+        listed.left_out.iter().for_each(|error| self.complain(error));
+        Ok(listed.entries)
     }
 
     /// Copies what is not a directory.

@@ -33,9 +33,9 @@ pub fn init(args: &InitArgs) -> CliResult {
         return init_by_kms(args, key, layout);
     }
     let (keystore, recovery) = make_keystore(&args.vault, &args.secret, &args.kdf, args.recovery_key)?;
-    let open = VaultHome::create(&args.vault, layout, keystore, process::now())?;
-    set_bucket_key(open, args)?;
-    recovery.iter().try_for_each(secret::show_recovery_key)
+    let create = || VaultHome::create(&args.vault, layout, keystore, process::now());
+    let open = secret::store_shown(recovery.as_ref(), create)?;
+    set_bucket_key(open, args)
 }
 
 /// Makes a vault that a key of AWS KMS opens, and whose epoch keys it wraps.
@@ -93,8 +93,8 @@ pub fn init_keystore(args: &KeystoreInitArgs) -> CliResult {
     KeystoreHome::check_free(&path)?;
     let (keystore, recovery) = make_keystore(&path, &args.secret, &args.kdf, args.recovery_key)?;
     let now = process::now();
-    let mut open = KeystoreHome::create(&path, keystore, now)?;
-    recovery.iter().try_for_each(secret::show_recovery_key)?;
+    let create = || KeystoreHome::create(&path, keystore, now);
+    let mut open = secret::store_shown(recovery.as_ref(), create)?;
     open.audit_on(false, now)?;
     Ok(())
 }
@@ -108,7 +108,7 @@ fn make_parents(path: &Path) -> CliResult {
     })
 }
 
-/// Makes a keystore in memory, with the slots that the user wants; the recovery key is shown once it opens something.
+/// Makes a keystore in memory, with the slots that the user wants.
 fn make_keystore(
     path: &Path,
     secret: &SecretArgs,

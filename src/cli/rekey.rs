@@ -74,18 +74,16 @@ impl Run<'_> {
     fn directory(&mut self, start: Place) -> CliResult {
         let mut waiting = vec![start];
         while let Some(directory) = waiting.pop() {
-            let listed = self.clear(&directory).and_then(|()| {
-                let entries = self.view.entries(&directory);
-                entries.map_err(|error| directory.error(error))
-            });
-            let entries = match listed {
-                Ok(entries) => entries,
+            let listed = self.clear(&directory).and_then(|()| self.view.entries(&directory));
+            let listed = match listed {
+                Ok(listed) => listed,
                 Err(error) => {
                     self.complain(&error);
                     continue;
                 }
             };
-            for entry in entries {
+            listed.left_out.iter().for_each(|error| self.complain(error));
+            for entry in listed.entries {
                 match entry.place.attr.kind() {
                     FileType::Directory => {
                         waiting.push(entry.place);

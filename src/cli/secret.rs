@@ -14,6 +14,7 @@ use std::{
 };
 
 use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
+use rustix::{fs::FileType, io::Errno};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{
@@ -21,7 +22,6 @@ use super::{
     args::{CustomerArgs, CustomerKeyAddArgs, KdfArgs, NewSecretArgs, PassphraseArgs, SecretArgs, UnlockArgs},
     devices,
     error::CliError,
-    print,
 };
 use crate::{
     crypto::{
@@ -142,30 +142,83 @@ impl Fresh {
         self.as_new().kind()
     }
 
-    /// Shows a recovery key, after it was stored: nobody shall write down one that opens nothing.
-    pub fn show(&self) -> CliResult {
-        match self {
-            Fresh::RecoveryKey(key) => show_recovery_key(key),
-            _ => Ok(()),
-        }
+    /// Has it stored; a recovery key is shown first.
+    ///
+    /// # Errors
+    ///
+    /// What showing or `store` gives; nothing was stored if it could not be shown.
+    pub fn store<T, E: Into<CliError>>(&self, store: impl FnOnce() -> Result<T, E>) -> CliResult<T> {
+        let recovery = match self {
+            Fresh::RecoveryKey(key) => Some(key),
+            _ => None,
+        };
+        store_shown(recovery, store)
     }
 }
 
+/// Shows a recovery key, if there is one, and has it stored: one that nobody has seen is not to take the place of another secret, while one on paper that
+/// opens nothing does no harm.
+///
+/// # Errors
+///
+/// What showing or `store` gives; nothing was stored if it could not be shown.
+pub fn store_shown<T, E: Into<CliError>>(
+    recovery: Option<&RecoveryKey>,
+    store: impl FnOnce() -> Result<T, E>,
+) -> CliResult<T> {
+    let Some(key) = recovery else {
+        return store().map_err(Into::into);
+    };
+    let is_read = io::stdout().is_terminal();
+    show_recovery_key(key, is_read).map_err(CliError::RecoveryKeyOutput)?;
+    let stored = store();
+    match &stored {
+        Ok(_) if is_read => eprintln!("hushfs: the recovery key is stored: it opens from now on"),
+        Ok(_) => {}
+        Err(_) => eprintln!(
+            "hushfs: the recovery key may not be stored: keep it only if `hushfs slot test --recovery` says that it opens"
+        ),
+    }
+    stored.map_err(Into::into)
+}
+
 /// Prints a recovery key to standard output, the one time.
-pub fn show_recovery_key(key: &RecoveryKey) -> CliResult {
+fn show_recovery_key(key: &RecoveryKey, is_read: bool) -> io::Result<()> {
+    let out = io::stdout();
+    // The runtime opens the null device where standard output is closed.
+    if is_null_device(out.as_fd())? {
+        return Err(io::Error::other("leads nowhere"));
+    }
     let mut line = Zeroizing::new(String::with_capacity(128));
     line.push_str(&key.to_text());
     line.push('\n');
     // Not through `Stdout`, whose buffer would keep a copy.
     let mut rest = line.as_bytes();
     while !rest.is_empty() {
-        let written = rustix::io::write(io::stdout().as_fd(), rest).map_err(|errno| CliError::Output(errno.into()))?;
-        rest = &rest[written..];
+        match rustix::io::write(out.as_fd(), rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
-    if io::stdout().is_terminal() {
-        eprintln!("hushfs: write the recovery key down and keep it safe: it opens the vault, and is not shown again");
+    // A file that is full, or lies elsewhere, may say so only now.
+    match rustix::fs::fsync(out.as_fd()) {
+        // Nothing that could be synced.
+        Ok(()) | Err(Errno::INVAL | Errno::NOTSUP | Errno::ROFS | Errno::NOSYS) => {}
+        Err(errno) => return Err(errno.into()),
     }
-    print(b"")
+    if is_read {
+        eprintln!(
+            "hushfs: write the recovery key down and keep it safe: it opens once this command says so, and is not shown again"
+        );
+    }
+    Ok(())
+}
+
+fn is_null_device(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(fd)?;
+    let null = rustix::fs::makedev(1, 3);
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == null)
 }
 
 /// What a keystore or a sealed file is opened with, before it is.

@@ -74,14 +74,16 @@ pub fn add(args: &SlotAddArgs) -> CliResult {
     let now = process::now();
     let kind = fresh.kind().to_string();
     let call = Call::new("AddSlot", json!({"slotName": args.name, "kind": kind}));
-    keystore.change(now, call, |keystore| {
-        let name = match &args.name {
-            Some(name) => name.clone(),
-            None => free_label(keystore.slots(), &kind),
-        };
-        keystore.add_slot(&name, &fresh.as_new(), now)
+    fresh.store(|| {
+        keystore.change(now, call, |keystore| {
+            let name = match &args.name {
+                Some(name) => name.clone(),
+                None => free_label(keystore.slots(), &kind),
+            };
+            keystore.add_slot(&name, &fresh.as_new(), now)
+        })
     })?;
-    fresh.show()
+    Ok(())
 }
 
 /// Refuses a name that could be the number of another slot.
@@ -151,8 +153,7 @@ pub fn passwd(args: &PasswdArgs) -> CliResult {
     let was = find(&mut target, slot)?;
     match &mut target {
         Target::Vault(vault) => {
-            let epoch = vault.replace_slot(slot, &new, now)?;
-            fresh.show()?;
+            let epoch = fresh.store(|| vault.replace_slot(slot, &new, now))?;
             say_epoch(epoch);
         }
         Target::Keystore(store) => {
@@ -160,10 +161,9 @@ pub fn passwd(args: &PasswdArgs) -> CliResult {
                 "ReplaceSlot",
                 json!({"slotId": slot.0, "kind": fresh.kind().to_string()}),
             );
-            let rekeyed = store
-                .keystore_mut()?
-                .change(now, call, |keystore| keystore.replace_slot(slot, &new, now))?;
-            fresh.show()?;
+            let keystore = store.keystore_mut()?;
+            let rekeyed =
+                fresh.store(|| keystore.change(now, call, |keystore| keystore.replace_slot(slot, &new, now)))?;
             say_rekeyed(&rekeyed);
         }
     }

@@ -37,6 +37,7 @@ impl LeftOut {
     /// Counts one.
     pub fn note(&mut self, error: &CliError) {
         self.count += 1;
+        self.damaged |= matches!(error, CliError::EntriesLeftOut { .. });
         if let CliError::View { error: cause, .. } = error {
             self.damaged |= cause.is_damage();
             let code = cause.key_error().map(|_| error.exit_code());
@@ -76,6 +77,14 @@ pub struct Place {
     pub id: u64,
     /// Its attributes.
     pub attr: Attr,
+}
+
+/// What is in a directory.
+pub struct Entries {
+    /// The entries, by name.
+    pub entries: Vec<Entry>,
+    /// That some were left out.
+    pub left_out: Option<CliError>,
 }
 
 /// A directory's entry; [`View::forget`] lets go of it.
@@ -158,12 +167,12 @@ impl View {
     }
 
     /// Lists a directory by name, without `.` and `..`.
-    pub fn entries(&self, place: &Place) -> Result<Vec<Entry>, FsError> {
-        let mut entries = Vec::new();
+    pub fn entries(&self, place: &Place) -> CliResult<Entries> {
+        let (mut entries, mut left_out) = (Vec::new(), 0);
         let mut position = 0;
         loop {
             let before = entries.len();
-            self.fs.list_plus(place.id, position, |listed| {
+            let listed = self.fs.list_plus(place.id, position, |listed| {
                 position = listed.entry.next;
                 if let Some(found) = &listed.found {
                     entries.push(Entry {
@@ -172,13 +181,25 @@ impl View {
                     });
                 }
                 true
-            })?;
+            });
+            let unlisted = listed.map_err(|error| place.error(error))?;
+            // The first call has seen everything; the next finds the end, and may begin before what is left out there.
+            if before == 0 {
+                left_out = unlisted;
+            }
             if entries.len() == before {
                 break;
             }
         }
         entries.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(entries)
+        let error = CliError::EntriesLeftOut {
+            path: place.printable_path(),
+            count: left_out,
+        };
+        Ok(Entries {
+            entries,
+            left_out: (left_out > 0).then_some(error),
+        })
     }
 
     /// Lets go of a file that was found by listing.
@@ -246,6 +267,7 @@ pub fn ls(args: &LsArgs) -> CliResult {
     let paths = if args.paths.is_empty() { &root[..] } else { &args.paths };
     let terminal = io::stdout().is_terminal();
     let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut left_out = LeftOut::default();
     for (i, path) in paths.iter().enumerate() {
         let place = view.find(path)?;
         if place.attr.kind() != FileType::Directory {
@@ -257,14 +279,19 @@ pub fn ls(args: &LsArgs) -> CliResult {
             let gap = if i > 0 { "\n" } else { "" };
             writeln!(out, "{gap}{}:", path.display()).map_err(CliError::Output)?;
         }
-        let entries = view.entries(&place).map_err(|error| place.error(error))?;
-        for entry in &entries {
+        let listed = view.entries(&place)?;
+        if let Some(error) = &listed.left_out {
+            left_out.note(error);
+            eprintln!("hushfs: {error}");
+        }
+        for entry in &listed.entries {
             let line = line(&view, &entry.place, &entry.name, args.long, terminal);
             view.forget(&entry.place);
             out.write_all(&line).map_err(CliError::Output)?;
         }
     }
-    out.flush().map_err(CliError::Output)
+    out.flush().map_err(CliError::Output)?;
+    left_out.result("listed")
 }
 
 /// Returns an entry's line. A program that reads it gets the name as it is.

@@ -60,20 +60,27 @@ impl Fs {
     ///
     /// What reading the directory gives.
     pub fn list(&self, id: u64, position: u64, mut take: impl FnMut(&Listed) -> bool) -> FsResult<()> {
-        self.list_raw(id, position, |_, listed, _| Ok(take(&listed)))
+        self.list_raw(id, position, |_, listed, _| Ok(take(&listed)))?;
+        Ok(())
     }
 
-    /// As [`Fs::list`], with attributes. `take` keeps the entry if it says so; if not its look-up is taken back.
+    /// As [`Fs::list`], with attributes. `take` keeps the entry if it says so; if not its look-up is taken back. Returns how many entries were left out: their
+    /// names do not open, or something is mounted in their place.
     ///
     /// # Errors
     ///
     /// What reading the directory gives.
-    pub fn list_plus(&self, id: u64, position: u64, mut take: impl FnMut(&ListedPlus) -> bool) -> FsResult<()> {
-        self.list_raw(id, position, |directory, entry, disk| {
+    pub fn list_plus(&self, id: u64, position: u64, mut take: impl FnMut(&ListedPlus) -> bool) -> FsResult<u64> {
+        let mut elsewhere = 0;
+        let unopened = self.list_raw(id, position, |directory, entry, disk| {
             let found = if entry.name == b"." || entry.name == b".." {
                 None
             } else {
                 match directory.dir.stat(disk) {
+                    Ok(stat) if stat.st_dev != self.device => {
+                        elsewhere += 1;
+                        return Ok(true);
+                    }
                     Ok(stat) => match self.found_listed(directory, &entry.name, disk, &stat) {
                         Ok(found) => Some(found),
                         Err(FsError::NotFound) => return Ok(true),
@@ -90,7 +97,8 @@ impl Fs {
                 self.forget(found.node.id, 1);
             }
             Ok(taken)
-        })
+        })?;
+        Ok(unopened + elsewhere)
     }
 
     fn found_listed(
@@ -109,12 +117,13 @@ impl Fs {
         Ok(found)
     }
 
+    /// Returns how many names did not open.
     fn list_raw(
         &self,
         id: u64,
         position: u64,
         mut take: impl FnMut(&OpenDirectory, Listed, &str) -> FsResult<bool>,
-    ) -> FsResult<()> {
+    ) -> FsResult<u64> {
         let directory = self.directory(id)?;
         // Whoever begins again must see what was added since (rewinddir(3)), so no listing goes on at 0.
         let known = self.listings.lock().pop(&(id, position));
@@ -124,15 +133,19 @@ impl Fs {
         };
         let mut conflicts = conflicts;
         let mut at_end = true;
+        let mut unopened = 0;
         while let Some(raw) = stream.next_entry()? {
             at_end = false;
             let shape = name::shape(raw.name);
             if let (Shape::Conflict(base, rest), Some(conflicts)) = (&shape, &mut conflicts) {
                 conflicts.push(format!("{base}{rest}"));
             }
-            if let Some((listed, disk)) = self.listed(&directory, raw, shape)
-                && !take(&directory, listed, &disk)?
-            {
+            let is_entry = matches!(shape, Shape::Inline(_) | Shape::Long);
+            let Some((listed, disk)) = self.listed(&directory, raw, shape) else {
+                unopened += u64::from(is_entry);
+                continue;
+            };
+            if !take(&directory, listed, &disk)? {
                 // It comes first next time.
                 stream.step_back();
                 break;
@@ -146,7 +159,7 @@ impl Fs {
             // What was seen in passing need not be looked for.
             directory.state().conflicts.lock().get_or_insert(Arc::new(conflicts));
         }
-        Ok(())
+        Ok(unopened)
     }
 
     /// Turns a name on disk into an entry; nothing for what is not to be shown.

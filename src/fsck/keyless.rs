@@ -209,12 +209,19 @@ impl Check<'_> {
 
     fn link(&self, dir: &Dir, disk: &str, besides: &mut Besides) -> Option<Problem> {
         let damaged = |error| Some(unusable(VaultError::LinkDamaged(error)));
+        // A link that does not say which file its target is in may have any.
         let text = match dir.readlink(disk) {
             Ok(text) => text,
-            Err(error) => return Some(Problem::Unreadable(error)),
+            Err(error) => {
+                besides.link_files.clear();
+                return Some(Problem::Unreadable(error));
+            }
         };
         match link::decode(&text) {
-            Err(error) => damaged(error),
+            Err(error) => {
+                besides.link_files.clear();
+                damaged(error)
+            }
             Ok(DiskTarget::Inline(_)) => None,
             Ok(DiskTarget::Long { link, .. }) => match dir.stat(&name::link_file(link)) {
                 Ok(_) => {

@@ -517,8 +517,10 @@ impl Run<'_> {
     fn link(&self, at: &Open, entry: &Named, besides: &mut Besides) -> Result<Vec<u8>, Problem> {
         let key = self.vault.symlink_key();
         let damaged = |error| Problem::Unusable(VaultError::LinkDamaged(error));
-        let text = at.dir.readlink(&entry.disk).map_err(Problem::Unreadable)?;
-        match link::decode(&text).map_err(damaged)? {
+        let text = at.dir.readlink(&entry.disk).map_err(Problem::Unreadable);
+        let target = text.and_then(|text| link::decode(&text).map_err(damaged));
+        // One that does not say which file its target is in may have any.
+        match target.inspect_err(|_| besides.link_files.clear())? {
             DiskTarget::Inline(sealed) => {
                 link::open_inline(key, &sealed).map_err(|_| damaged(FormatError::NotAuthentic))
             }
@@ -577,8 +579,11 @@ impl Run<'_> {
         for entry in long_names {
             self.found(at, name::long_name_file(&entry).as_bytes(), Problem::OrphanedLongName);
         }
-        for file in link_files {
-            self.found(at, name::link_file(file).as_bytes(), Problem::OrphanedLinkFile);
+        // An entry of which nothing is known may be a link, too.
+        if !unknown {
+            for file in link_files {
+                self.found(at, name::link_file(file).as_bytes(), Problem::OrphanedLinkFile);
+            }
         }
     }
 }

@@ -277,7 +277,7 @@ impl Server {
             }
             Operation::ListPlus { offset } => {
                 let result = fs.list_plus(ino, *offset, |entry| reply.add_plus(entry));
-                done(asked, result, reply);
+                done(asked, result.map(drop), reply);
             }
             Operation::SyncDirectory => done(asked, self.timed_sync(|| fs.sync_directory(ino)), reply),
             Operation::StatFilesystem => match fs.stat_filesystem() {

@@ -86,6 +86,8 @@ pub struct VaultHome {
     keystore: Option<KeystoreHome>,
     /// What a customer has brought.
     customer_key: Option<CustomerKey>,
+    /// A header is taken that is older than one that the keystore has seen.
+    takes_older_header: bool,
 }
 
 /// A vault whose keys are open, and what changes them.
@@ -254,6 +256,10 @@ impl VaultHome {
                 _ => OpenError::NotAVault { path },
             });
         };
+        let is_apart = lock != Lock::Unlocked && is_apart(&dir, VAULT_HEADER).unwrap_or_default();
+        if is_apart {
+            return Err(OpenError::FilesApart { path });
+        }
         let header = UnverifiedVaultHeader::decode(&header).map_err(error::in_file(&path, VAULT_HEADER))?;
         Ok(VaultHome {
             path,
@@ -261,6 +267,8 @@ impl VaultHome {
             header,
             keystore,
             customer_key: None,
+            // Who does not write puts nothing under a key that someone who was shut out may know.
+            takes_older_header: lock != Lock::Exclusive,
         })
     }
 
@@ -274,6 +282,12 @@ impl VaultHome {
     /// Takes the key that a customer has brought: files of it open, and new files get it.
     pub fn set_customer_key(&mut self, key: CustomerKey) {
         self.customer_key = Some(key);
+    }
+
+    /// Takes a header for changes that is older than one that the keystore has seen, for who gives the vault a new epoch before anything else:
+    /// [`OpenVault::rotate`].
+    pub fn accept_older_header(&mut self) {
+        self.takes_older_header = true;
     }
 
     /// Returns the path the vault was entered by.
@@ -455,10 +469,14 @@ impl VaultHome {
         if let Some(lowest) = state.floor
             && header.current < lowest
         {
-            return Err(OpenError::RolledBack {
+            let error = OpenError::RolledBack {
                 current: header.current,
                 lowest,
-            });
+            };
+            if !self.takes_older_header {
+                return Err(error);
+            }
+            log::warn!("{error}");
         }
         let layout = header.layout().map_err(error::in_file(&self.path, VAULT_HEADER))?;
         let mut epochs = EpochKeys::new(header.current, key.header_wrapping_key(vault));
@@ -610,6 +628,7 @@ impl NewVault {
                 header: UnverifiedVaultHeader::decode(&bytes).map_err(CreateError::Format)?,
                 keystore: None,
                 customer_key: None,
+                takes_older_header: false,
             },
             vault: Vault::new(vault, self.layout, epochs, self.names_root),
             header: self.header,
@@ -642,7 +661,30 @@ fn make_directory(path: &Path) -> Result<Dir, CreateError> {
         _ => io_error(source),
     })?;
     check_empty(&dir, path)?;
+    check_devices(&dir, path)?;
     Ok(dir)
+}
+
+/// Makes sure that files will be found in the directory of a coming vault.
+fn check_devices(dir: &Dir, path: &Path) -> Result<(), CreateError> {
+    let path = path.to_owned();
+    let probe = name::temporary_file(VAULT_HEADER);
+    let made = match dir.create_file(&probe, 0o600) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => is_apart(dir, &probe),
+    };
+    let _ = dir.unlink(&probe);
+    match made {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(CreateError::FilesApart { path }),
+        Err(source) => Err(CreateError::Io { path, source }),
+    }
+}
+
+/// Tells whether a file is on another device than its directory, as on an overlay of several filesystems: what is on another device is taken for mounted
+/// there, and not for the vault's.
+fn is_apart(dir: &Dir, file: &str) -> io::Result<bool> {
+    Ok(dir.stat(file)?.st_dev != dir.stat_self()?.st_dev)
 }
 
 /// Removes what was made of a vault that there will not be: the directory was empty. The header first, for the keystore alone is known to be unfinished.

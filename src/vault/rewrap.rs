@@ -427,7 +427,8 @@ struct Level {
 /// Takes what a walk comes upon, with its directory and that one's path.
 type Visit<'v> = dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()> + 'v;
 
-/// Calls `visit` with every header and every unfinished replacement below a directory, or with the error of a directory that cannot be read.
+/// Calls `visit` with every header and every unfinished replacement below a directory, or with the error of a directory that cannot be read, or
+/// is hidden by what is mounted over it.
 fn walk(root: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<()> {
     let device = root.stat_self()?.st_dev;
     let mut levels = vec![enter(root.clone(), path.to_owned(), visit)?];
@@ -439,15 +440,32 @@ fn walk(root: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<()> {
             continue;
         };
         let path = join(&level.path, &entry);
-        match level.dir.open_dir(&entry).and_then(|dir| Ok((dir.stat_self()?, dir))) {
-            // What is mounted inside is not part of the vault, and no sync of ours would reach it.
-            Ok((stat, _)) if stat.st_dev != device => {}
+        match enter_below(&level.dir, &entry, device) {
             Ok(_) if depth >= DEPTH_MAX => visit(&level.dir, &path, Err(Errno::LOOP.into()))?,
-            Ok((_, dir)) => levels.push(enter(Arc::new(dir), path, visit)?),
-            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {}
+            Ok(dir) => levels.push(enter(Arc::new(dir), path, visit)?),
+            // What bears no name of the vault hides nothing of it: the snapshots of a filesystem, a directory of someone's own.
+            Err(error) if is_elsewhere(&error) && matches!(name::shape(entry.as_bytes()), Shape::Stranger) => {}
+            // A directory of the vault lies below, whose headers are not seen and which no sync of ours would reach.
+            Err(error) if is_elsewhere(&error) => {
+                let hidden = "another filesystem is in this place: unmount it and start again";
+                visit(&level.dir, &path, Err(io::Error::new(error.kind(), hidden)))?;
+            }
             Err(error) => visit(&level.dir, &path, Err(error))?,
         }
     }
+}
+
+/// Opens a directory that is on the same device; EXDEV for another.
+fn enter_below(dir: &Dir, entry: &str, device: u64) -> io::Result<Dir> {
+    let below = dir.open_dir(entry)?;
+    match below.stat_self()?.st_dev == device {
+        true => Ok(below),
+        false => Err(Errno::XDEV.into()),
+    }
+}
+
+fn is_elsewhere(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::CrossesDevices
 }
 
 fn enter(dir: Arc<Dir>, path: String, visit: &mut Visit<'_>) -> io::Result<Level> {

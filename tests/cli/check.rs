@@ -871,6 +871,32 @@ fn long_names_and_long_links_get_their_files_from_elsewhere() {
 }
 
 #[test]
+fn the_target_of_a_link_that_says_nothing_of_itself_stays() {
+    let sample = Sample::new();
+    sample.place.with_fs(None, |fs, caller| {
+        let at = |parent, name| NameIn { parent, name };
+        let dir = fs.make_directory(at(ROOT, b"of-links"), 0o755, caller).unwrap();
+        fs.make_link(at(dir.node.id, b"far"), &[b't'; 4000], caller).unwrap();
+        fs.clear(fs.rename(at(ROOT, b"of-links"), at(ROOT, b"links"), 0).unwrap());
+    });
+    let (vault, dir) = (sample.vault(), sample.disk("links"));
+    // Its name does not open for want of the directory's header.
+    let target = sample.beside(&dir, ".link.hush");
+    let header = fs::read(dir.join("dir.hush")).unwrap();
+    fs::remove_file(dir.join("dir.hush")).unwrap();
+    sample.run("fsck --repair");
+    assert!(target.exists());
+    fs::write(dir.join("dir.hush"), header).unwrap();
+    assert_eq!(found(&sample, ""), []);
+    // Its own text is damaged.
+    let (target, link) = (sample.beside(&vault, ".link.hush"), sample.disk("long-link"));
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("nonsense", &link).unwrap();
+    sample.run("fsck --repair");
+    assert!(target.exists());
+}
+
+#[test]
 fn a_conflict_copy_is_a_note_and_stays() {
     let sample = Sample::new();
     let disk = sample.disk("a");

@@ -445,7 +445,10 @@ impl OpenVault {
         if self.header.epochs.len() + more >= EPOCHS_MAX {
             return Err(ChangeError::TooManyEpochs);
         }
-        let last = self.header.epochs.last().map_or(0, |epoch| epoch.number.0);
+        // Above what the keystore has seen, too: a header that was put back is to be the newest again, and no number to mean two keys.
+        let seen = self.keys.epoch_floor(self.header.vault, self.current())?;
+        let last = self.header.epochs.last().map(|epoch| epoch.number);
+        let last = last.max(seen).map_or(0, |epoch| epoch.0);
         let number = u32::try_from(more + 1).ok().and_then(|more| last.checked_add(more));
         number.map(Epoch).ok_or(ChangeError::TooManyEpochs)
     }

@@ -15,6 +15,9 @@ use crate::{
     keystore::{KeyError, KeystoreError, UnlockError},
 };
 
+/// What is to be done where files are on other devices than their directories.
+const FILES_APART: &str = "files there are on another device than their directory, as on an overlay of several filesystems: put the vault in a directory of one filesystem, as a volume is";
+
 /// Why a vault does not open.
 #[derive(Debug)]
 pub enum OpenError {
@@ -32,6 +35,8 @@ pub enum OpenError {
     KeystoreOfVault { path: PathBuf },
     /// Another process uses the vault.
     InUse { path: PathBuf },
+    /// Files are on other devices than their directories.
+    FilesApart { path: PathBuf },
     /// A file was made by a newer version: its format version, or none when it is a feature.
     Newer { path: PathBuf, version: Option<u16> },
     /// A file does not decode or authenticate.
@@ -133,6 +138,7 @@ impl fmt::Display for OpenError {
                 "{}: vault is in use by another hushfs (mounted?): unmount it or wait",
                 path.display()
             ),
+            OpenError::FilesApart { path } => write!(f, "{}: {FILES_APART}", path.display()),
             OpenError::Newer {
                 path,
                 version: Some(version),
@@ -173,7 +179,7 @@ impl fmt::Display for OpenError {
             }
             OpenError::RolledBack { current, lowest } => write!(
                 f,
-                "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back"
+                "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not"
             ),
             OpenError::OtherVault { vault } => write!(
                 f,
@@ -216,6 +222,8 @@ pub enum CreateError {
     Unfinished { path: PathBuf },
     /// Another process is making a vault there.
     InUse { path: PathBuf },
+    /// Files are on other devices than their directories.
+    FilesApart { path: PathBuf },
     /// The keystore has no key under the default alias.
     NoDefaultKey,
     /// The key of the first epoch could not be wrapped.
@@ -258,6 +266,7 @@ impl fmt::Display for CreateError {
                 "{}: in use by another hushfs: wait for it, or name another directory",
                 path.display()
             ),
+            CreateError::FilesApart { path } => write!(f, "{}: {FILES_APART}", path.display()),
             CreateError::NoDefaultKey => f.write_str("the keystore has no default key"),
             CreateError::Key(error) => error.fmt(f),
             CreateError::Keystore(error) => error.fmt(f),

@@ -488,6 +488,45 @@ fn a_vault_that_is_not_that_of_the_keystore_in_it_does_not_open() {
     assert!(matches!(open_with(temp.path(), 1), Err(OpenError::OtherVault { .. })));
 }
 
+#[test]
+fn a_backup_of_a_vault_gets_an_epoch_above_all_that_the_keystore_has_seen() {
+    let (temp, _) = shared();
+    let header = temp.path().join("vault").join(VAULT_HEADER);
+    let enter = |lock| {
+        let keys = KeystoreHome::enter(&temp.path().join("keys")).unwrap();
+        VaultHome::enter_with(&temp.path().join("vault"), lock, Some(keys)).unwrap()
+    };
+    let open = |home: VaultHome| home.open(&Unlock::KeyFile(key_file(1)), &SlotChoice::Any);
+    let old = fs::read(&header).unwrap();
+    let mut newer = open_shared(temp.path()).unwrap();
+    newer.rotate(101).unwrap();
+    assert_eq!(newer.rotate(102).unwrap(), Epoch(3));
+    drop(newer);
+    let newest = fs::read(&header).unwrap();
+    fs::write(&header, &old).unwrap();
+    // Who only reads may.
+    assert_eq!(open(enter(Lock::Shared)).unwrap().header().current, Epoch(1));
+    assert!(matches!(
+        open(enter(Lock::Exclusive)),
+        Err(OpenError::RolledBack { .. })
+    ));
+
+    let mut home = enter(Lock::Exclusive);
+    home.accept_older_header();
+    let mut accepted = open(home).unwrap();
+    let epoch = accepted.rotate(103).unwrap();
+    assert!(epoch > Epoch(3));
+    let vault = accepted.header().vault;
+    assert_eq!(keystore_of(&accepted).epoch_floor(vault), Some(epoch));
+    drop(accepted);
+    assert_eq!(open_shared(temp.path()).unwrap().header().current, epoch);
+    // There is one newest header again.
+    for other in [old, newest] {
+        fs::write(&header, other).unwrap();
+        assert!(matches!(open_shared(temp.path()), Err(OpenError::RolledBack { .. })));
+    }
+}
+
 /// Rotating, and removing a slot, take one write of a shared keystore; each vault takes the other two steps on its own.
 #[test]
 fn a_vault_takes_up_what_was_changed_in_its_keystore() {
