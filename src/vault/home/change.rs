@@ -446,7 +446,8 @@ impl OpenVault {
             return Err(ChangeError::TooManyEpochs);
         }
         // Above what the keystore has seen, too: a header that was put back is to be the newest again, and no number to mean two keys.
-        let seen = self.keys.epoch_floor(self.header.vault, self.current())?;
+        let look = self.look();
+        let seen = self.keys.state(self.header.vault, self.current(), &look)?.floor;
         let last = self.header.epochs.last().map(|epoch| epoch.number);
         let last = last.max(seen).map_or(0, |epoch| epoch.0);
         let number = u32::try_from(more + 1).ok().and_then(|more| last.checked_add(more));
