@@ -277,6 +277,8 @@ fn a_copy_whose_rename_fails_opens_as_before() {
     fs::copy(&disk, with_added(&disk)).unwrap();
     with_mount(&bench, |fs, caller| {
         fs.make_directory(at(b"d"), 0o700, caller).unwrap();
+        // Known to be what it is, as when the kernel asks.
+        assert_eq!(read(fs, ROOT, &shown("file")).unwrap(), CONTENT);
         rename(fs, at(&shown("file")), at(b"d")).unwrap_err();
     });
     for _ in 0..2 {
