@@ -451,7 +451,9 @@ impl Fs {
             node.set_size(attr.size);
         } else if attr.size != node.size() {
             // It may have been closed since it was looked at.
-            *attr = Attr::new(&look()?, node.id, &self.vault.layout());
+            let stat = look()?;
+            self.check_inode(node, &stat)?;
+            *attr = Attr::new(&stat, node.id, &self.vault.layout());
             if attr.size != node.size() {
                 node.kill();
                 return Err(FsError::Stale);

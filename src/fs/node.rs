@@ -189,12 +189,6 @@ impl Node {
         }
     }
 
-    /// Tells whether someone else has given it another name than it is known by: who does so here holds the lock meanwhile.
-    fn was_moved(&self, parent: &Node, name: &[u8]) -> bool {
-        let link = self.link.try_lock();
-        link.is_some_and(|link| link.as_ref().is_some_and(|at| !at.is(parent, name)))
-    }
-
     /// Returns a directory's keys, if they are known.
     pub fn keys(&self) -> Option<&DirectoryKeys> {
         self.directory.as_ref()?.keys.get()
@@ -396,7 +390,12 @@ impl NodeTable {
             }
             Entry::Occupied(mut entry) => {
                 let known = entry.get();
-                if kind == FileType::Directory && known.was_moved(parent, name) {
+                if kind == FileType::Directory
+                    && let Some(mut current) = known.link.try_lock()
+                    && current.as_ref().is_some_and(|at| !at.is(parent, name))
+                {
+                    // Someone else has moved it: who does so here holds the lock. What is open in it goes on by where it is now.
+                    *current = Some(link());
                     known.kill();
                 }
                 if known.is_dead() || known.kind != kind {
