@@ -143,8 +143,9 @@ fn attributes_are_those_of_the_file_that_is_meant() {
     exchange(&disk[0], &disk[1]);
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!(mode(&disk[1]), 0o600, "on disk");
-    assert_eq!(mode(&secret), 0o600, "as the kernel has it");
+    // When it is opened the kernel has to look it up again.
     assert_eq!(fs::read_to_string(&secret).unwrap(), "text of secret");
+    assert_eq!(mode(&secret), 0o600, "as the kernel has it");
 }
 
 #[test]
