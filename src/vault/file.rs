@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -72,8 +72,8 @@ pub struct VaultFile {
     durable_changes: AtomicU64,
     /// Changes since then may be lost.
     changes_lost: AtomicBool,
-    /// A sync that nobody asked for has failed, and nobody was told.
-    error_untold: AtomicBool,
+    /// Why a sync that nobody asked for has failed of which nobody was told, as in errno(3); 0 for none.
+    error_untold: AtomicI32,
     /// A sync of the header has not succeeded.
     header_in_doubt: AtomicBool,
 }
@@ -128,7 +128,7 @@ impl VaultFile {
             attributes_changed: AtomicBool::new(true),
             durable_changes: AtomicU64::new(0),
             changes_lost: AtomicBool::new(false),
-            error_untold: AtomicBool::new(false),
+            error_untold: AtomicI32::new(0),
             header_in_doubt: AtomicBool::new(false),
             file,
             content: OnceLock::new(),
@@ -243,7 +243,7 @@ impl VaultFile {
     ///
     /// # Errors
     ///
-    /// What the journal or the backing filesystem gives; EIO after a [`sync_unasked`](Self::sync_unasked) that has failed.
+    /// What the journal or the backing filesystem gives; what a sync gave that nobody asked for, if it has failed since the last.
     pub fn sync(&self, data_only: bool) -> io::Result<()> {
         let changes = self.changes();
         let journaled = self
@@ -275,11 +275,12 @@ impl VaultFile {
     fn with_untold(&self, synced: io::Result<()>) -> io::Result<()> {
         let by_journal = self
             .content()
-            .is_some_and(|content| content.storage().take_untold_failure());
-        if self.error_untold.swap(false, Ordering::AcqRel) || by_journal {
-            return synced.and(Err(Errno::IO.into()));
-        }
-        synced
+            .map_or(Ok(()), |content| content.storage().take_untold_failure());
+        let unasked = match self.error_untold.swap(0, Ordering::AcqRel) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        };
+        synced.and(unasked).and(by_journal)
     }
 
     /// Makes the data file durable with what is in it, and if asked to with attributes and names, not what the journal alone has; for who does so unasked:
@@ -296,8 +297,11 @@ impl VaultFile {
             } else {
                 self.file.sync_data()
             };
-            if synced.is_err() && changes > self.durable_changes.load(Ordering::Acquire) {
-                self.error_untold.store(true, Ordering::Release);
+            if let Err(error) = &synced
+                && changes > self.durable_changes.load(Ordering::Acquire)
+            {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.error_untold.store(errno, Ordering::Release);
             }
             self.was_synced(changes, synced)
         };

@@ -238,7 +238,7 @@ struct Open<S> {
     had_removed: bool,
     /// A crash leaves the journal and the groups in it; before the first commit it is as if there were none.
     is_settled: bool,
-    /// A write failed: what is in the file behind the last group is unknown.
+    /// No group may follow: a write failed, and what is in the file behind the last one is unknown, or a data file did not take the last change.
     broken: bool,
 }
 
@@ -456,7 +456,13 @@ impl<S: Storage> Journal<S> {
     /// Makes everything held durable, and after it this change of a file; then does it to the file.
     fn commit_with(&self, file: &Arc<Held<S>>, what: What) -> io::Result<()> {
         let mut log = self.log.lock();
-        self.commit_all(&mut log, Some((file, what)))
+        self.commit_all(&mut log, Some((file, what)))?;
+        if let Some(open) = log.open.as_mut().filter(|_| file.is_last_refused()) {
+            // Who asked for it is told. A crash much later must not do it: the journal begins anew, as soon as that can be.
+            open.broken = true;
+            file.data_file().into_iter().for_each(|id| self.doubt(id));
+        }
+        Ok(())
     }
 
     fn commit_all(&self, log: &mut Log<S>, last: Option<(&Arc<Held<S>>, What)>) -> io::Result<()> {
@@ -649,7 +655,7 @@ impl<S: Storage> Open<S> {
         let entries = decode_groups(&groups[..got], self.header.generation, &journal.key).map_err(io::Error::other)?;
         for (&id, file) in in_doubt {
             let own = entries.iter().filter(|entry| (entry.file.file, entry.file.inode) == id);
-            file.write_again(&own.copied().collect::<Vec<_>>(), self.header.generation)?;
+            file.write_again(&own.copied().collect::<Vec<_>>())?;
             // Before the sync, which may be the next to fail: the mark is then of someone else's.
             journal.in_doubt.lock().remove(&id);
             file.sync().inspect_err(|_| journal.doubt(id))?;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, mem, ops::Range};
 
 use rustix::fs::Timespec;
 
-use super::{Journal, Taken, What, again::write_again};
+use super::{DataFile, Journal, Taken, What, again::write_again};
 use crate::{
     backing::{ShortWrite, Storage},
     format::{
@@ -15,7 +15,7 @@ use crate::{
     ids::FileId,
     sync::{
         Arc, Mutex, RwLock, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
 };
 
@@ -63,8 +63,10 @@ pub(super) struct Held<S> {
     changed_in_place: AtomicBool,
     /// Held while the data file is synced, sealed, or written again.
     syncing: Mutex<()>,
-    /// A sync that nobody asked for has failed: what was changed in place may be lost, and nobody was told.
-    failure_untold: AtomicBool,
+    /// The data file was changed in place since someone was told how a sync of it went.
+    is_at_stake: AtomicBool,
+    /// Why a sync that nobody asked for has failed after which that may be lost, as in errno(3); 0 for none.
+    untold: AtomicI32,
     /// More was written to the data file than `state.durable` says.
     has_grown: AtomicBool,
 }
@@ -91,8 +93,8 @@ struct State {
     failed: Option<io::Error>,
     /// Why it did not take a cut, or the freeing of a range; for who asked for it.
     refused: Option<io::Error>,
-    /// The generation of the journal that has one that it did not take.
-    refused_in: Option<u64>,
+    /// That is the last that the journal has of the file.
+    is_last_refused: bool,
 }
 
 impl State {
@@ -181,14 +183,14 @@ impl<S: Storage> Held<S> {
                 What::Zero(offset, len) => {
                     released += state.release(*offset..offset + len, u64::MAX);
                     state.durable = state.durable.max(offset + len);
-                    state.refuse(self.storage.punch(*offset, *len), generation);
+                    state.refuse(self.storage.punch(*offset, *len));
                 }
                 What::SetLen(len) => {
                     released += state.release(*len..u64::MAX, u64::MAX);
                     state.durable = ALL;
                     state.cut_in = Some(generation);
                     state.reserved = 0;
-                    state.refuse(self.storage.set_len(*len), generation);
+                    state.refuse(self.storage.set_len(*len));
                 }
             }
         }
@@ -229,26 +231,36 @@ impl<S: Storage> Held<S> {
     /// Makes the data file durable; where that fails, the next who asks for it is told, too, unless the journal has all that may be lost.
     pub fn sync(&self) -> io::Result<()> {
         let _syncing = self.syncing.lock();
-        self.storage.sync_data().inspect_err(|_| {
-            let is_lost = self.changed_in_place.load(Ordering::Acquire);
-            self.failure_untold.fetch_or(is_lost, Ordering::AcqRel);
+        let is_at_stake = self.is_at_stake.swap(false, Ordering::AcqRel);
+        self.storage.sync_data().inspect_err(|error| {
+            if is_at_stake {
+                self.untold
+                    .store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+            }
         })
     }
 
-    /// Writes again what the journal has of the data file.
-    pub fn write_again(&self, entries: &[Entry<'_>], generation: u64) -> io::Result<()> {
+    /// Writes again what the journal has of the data file, but for what that did not take.
+    pub fn write_again(&self, entries: &[Entry<'_>]) -> io::Result<()> {
         let _syncing = self.syncing.lock();
-        if self.state.read().refused_in == Some(generation) {
-            return Err(io::Error::other(
-                "the journal has a change of a file that was refused: only the next mount can apply it",
-            ));
-        }
-        write_again(&self.storage, entries)
+        let refused = usize::from(self.state.read().is_last_refused);
+        write_again(&self.storage, &entries[..entries.len().saturating_sub(refused)])
+    }
+
+    /// Returns which data file it is, once the journal has something of it.
+    pub fn data_file(&self) -> Option<DataFile> {
+        Some((self.file, self.state.read().inode?))
+    }
+
+    /// Tells whether the data file did not take the last that the journal has of it.
+    pub fn is_last_refused(&self) -> bool {
+        self.state.read().is_last_refused
     }
 
     /// Notes that the journal has nothing of this file any more.
     pub fn note_checkpoint(&self) {
         let mut state = self.state.write();
+        state.is_last_refused = false;
         if state.cut_in.take().is_some() {
             // Synced a moment ago. What came since, and waits for its own commit, is changed by way of the journal too.
             state.durable = self.storage.len().map_or(ALL, |len| len.max(state.end()));
@@ -257,11 +269,9 @@ impl<S: Storage> Held<S> {
 }
 
 impl State {
-    fn refuse(&mut self, done: io::Result<()>, generation: u64) {
+    fn refuse(&mut self, done: io::Result<()>) {
         self.refused = done.err();
-        if self.refused.is_some() {
-            self.refused_in = Some(generation);
-        }
+        self.is_last_refused = self.refused.is_some();
     }
 
     /// Lets go of what begins in a range, unless it was written after the number given; returns how many bytes that are.
@@ -344,7 +354,8 @@ impl<S: Storage> Journaled<S> {
                 is_holding: AtomicBool::new(false),
                 changed_in_place: AtomicBool::new(true),
                 syncing: Mutex::default(),
-                failure_untold: AtomicBool::new(false),
+                is_at_stake: AtomicBool::new(false),
+                untold: AtomicI32::new(0),
                 has_grown: AtomicBool::new(false),
             }),
             journal,
@@ -393,6 +404,7 @@ impl<S: Storage> Journaled<S> {
         // Before the sync: what is written over from now on may be what the sync makes durable.
         self.note_durable()?;
         let changed = self.held.changed_in_place.swap(false, Ordering::AcqRel);
+        self.held.is_at_stake.store(false, Ordering::Release);
         sync(changed).inspect_err(|_| {
             self.held.changed_in_place.store(true, Ordering::Release);
             self.doubt();
@@ -419,19 +431,25 @@ impl<S: Storage> Journaled<S> {
     /// Tells whether there may be less in the data file than the journal has of it: a sync has failed.
     pub fn is_in_doubt(&self) -> bool {
         // Without a number nothing of it was ever committed.
-        let inode = self.held.state.read().inode;
-        let in_journal = self.journal.as_ref().zip(inode);
-        in_journal.is_some_and(|(journal, inode)| journal.is_in_doubt((self.held.file, inode)))
+        let in_journal = self.journal.as_ref().zip(self.held.data_file());
+        in_journal.is_some_and(|(journal, data_file)| journal.is_in_doubt(data_file))
     }
 
     /// Tells whether a sync that nobody asked for has failed, after which something may be lost, until that was [taken](Self::take_untold_failure).
     pub fn has_untold_failure(&self) -> bool {
-        self.held.failure_untold.load(Ordering::Acquire)
+        self.held.untold.load(Ordering::Acquire) != 0
     }
 
-    /// Tells so once.
-    pub fn take_untold_failure(&self) -> bool {
-        self.held.failure_untold.swap(false, Ordering::AcqRel)
+    /// Tells why, once.
+    ///
+    /// # Errors
+    ///
+    /// That one.
+    pub fn take_untold_failure(&self) -> io::Result<()> {
+        match self.held.untold.swap(0, Ordering::AcqRel) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// Notes that all there is may be durable from now on.
@@ -459,9 +477,14 @@ impl<S: Storage> Journaled<S> {
     fn in_place<R>(&self, act: impl FnOnce(&S) -> R) -> io::Result<R> {
         self.commit_held()?;
         let done = act(&self.held.storage);
-        // After it: who syncs meanwhile may not have had it, and takes the mark away.
-        self.held.changed_in_place.store(true, Ordering::Release);
+        self.was_changed_in_place();
         Ok(done)
+    }
+
+    /// After the change: who syncs meanwhile may not have had it, and takes the marks away.
+    fn was_changed_in_place(&self) {
+        self.held.changed_in_place.store(true, Ordering::Release);
+        self.held.is_at_stake.store(true, Ordering::Release);
     }
 
     /// As [`in_place`](Self::in_place), for what may make the file longer.
@@ -597,7 +620,7 @@ impl<S: Storage> Storage for Journaled<S> {
         self.commit_held()?;
         let _syncing = self.held.syncing.lock();
         let written = self.held.storage.write_with_mtime(buf, offset, mtime);
-        self.held.changed_in_place.store(true, Ordering::Release);
+        self.was_changed_in_place();
         written?;
         if let Ok(preamble) = UnverifiedPreamble::decode(buf) {
             self.held.state.write().seal_count = preamble.claimed_seal_count();

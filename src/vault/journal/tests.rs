@@ -396,7 +396,7 @@ impl Tracked {
         let (storage, disk) = (self.content.storage(), &self.disk);
         let synced = storage.sync_with(|changed| {
             let synced = if changed { disk.sync_data() } else { Ok(()) };
-            let is_untold = mem::take(&mut self.is_untold) | storage.take_untold_failure();
+            let is_untold = mem::take(&mut self.is_untold) | storage.take_untold_failure().is_err();
             if is_untold { Err(Errno::IO.into()) } else { synced }
         });
         self.may_be_lost |= synced.is_err();
@@ -779,6 +779,21 @@ fn who_syncs_next_is_told_that_the_journals_sync_has_failed() {
     content.write(PlainOffset(4096), &pattern(4096, 3)).unwrap();
     disk.fail_syncs(1);
     journal.checkpoint().unwrap();
-    assert!(content.storage().take_untold_failure());
+    content.storage().take_untold_failure().unwrap_err();
     assert!(!content.storage().has_untold_failure(), "once");
+}
+
+#[test]
+fn a_cut_that_the_file_did_not_take_is_not_done_later() {
+    for failing in [0, 1] {
+        let (journal, disk, content) = with_a_block_in_the_journal();
+        disk.inner().changes_left = Some(0);
+        content.storage().set_len(100).unwrap_err();
+        disk.inner().changes_left = None;
+        disk.fail_syncs(failing);
+        journal.settle_doubts().unwrap();
+        let log = journal.log.lock();
+        assert_eq!(log.open.as_ref().unwrap().at, FIRST_GROUP, "a crash would find it");
+        is_durable_without_the_journal(&disk);
+    }
 }

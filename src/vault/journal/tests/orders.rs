@@ -89,7 +89,8 @@ impl Shared {
         let content = self.content();
         content.storage().sync_with(|changed| {
             let synced = if changed { self.disk.sync_data() } else { Ok(()) };
-            let is_untold = self.is_untold.swap(false, Ordering::Relaxed) | content.storage().take_untold_failure();
+            let is_untold =
+                self.is_untold.swap(false, Ordering::Relaxed) | content.storage().take_untold_failure().is_err();
             let synced = if is_untold { Err(Errno::IO.into()) } else { synced };
             self.may_be_lost.fetch_or(synced.is_err(), Ordering::Relaxed);
             synced
