@@ -16,7 +16,7 @@
 //!    removal. What is held of it when it is closed is dropped.
 //! 7. at the end of a mount: the journal is removed after a checkpoint; left there by a crash it is of a generation without groups.
 //!
-//! A data file that could not be synced may have lost what the journal has of it, though the next sync succeeds: until that is written again ([`again`]),
+//! A data file that could not be synced may have lost what the journal has of it, though the next sync succeeds: until that is written again (`again`),
 //! and synced, the journal does not begin anew and the file is not sealed. A crash meanwhile is as 2.
 //!
 //! Entries apply in their order. What may not overtake an entry waits for its commit: a write behind the durable end, a truncation, a freed range.
