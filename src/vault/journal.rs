@@ -507,9 +507,9 @@ impl<S: Storage> Journal<S> {
             let chunk = &taken[begin..done];
             self.append(open, group)?;
             for change in chunk {
-                open.live
-                    .entry((change.entry.file, change.entry.inode))
-                    .or_insert_with(|| change.file.clone());
+                // A file that was closed and opened again is known as it is now; it was sealed between, and the journal is done with what it was.
+                let data_file = (change.entry.file, change.entry.inode);
+                open.live.insert(data_file, change.file.clone());
             }
             for changes in chunk.chunk_by(|a, b| Arc::ptr_eq(&a.file, &b.file)) {
                 let released = changes[0].file.apply(changes, open.header.generation);

@@ -797,3 +797,19 @@ fn a_cut_that_the_file_did_not_take_is_not_done_later() {
         is_durable_without_the_journal(&disk);
     }
 }
+
+#[test]
+fn what_a_file_did_not_take_is_known_of_the_file_as_it_was_opened_last() {
+    let (journal, disk, content) = with_a_block_in_the_journal();
+    let ticket = content.begin_seal().unwrap();
+    disk.sync_data().unwrap();
+    content.finish_seal(ticket, None, |_| None).unwrap();
+    drop(content);
+    let disk = disk.opened_again();
+    let content = open(1, &disk, &journal).unwrap();
+    disk.inner().changes_left = Some(0);
+    content.storage().set_len(100).unwrap_err();
+    disk.inner().changes_left = None;
+    journal.settle_doubts().unwrap();
+    is_durable_without_the_journal(&disk);
+}
