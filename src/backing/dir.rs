@@ -413,21 +413,6 @@ impl Dir {
         Ok(fs::renameat_with(&self.fd, name, &to.fd, to_name, flags)?)
     }
 
-    /// Changes a name's owner or group, or neither where nothing is given.
-    ///
-    /// # Errors
-    ///
-    /// What fchownat(2) gives.
-    pub fn chown(&self, name: &str, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        Ok(fs::chownat(
-            &self.fd,
-            name,
-            uid.map(Uid::from_raw),
-            gid.map(Gid::from_raw),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?)
-    }
-
     /// Sets the directory's own times.
     ///
     /// # Errors

@@ -1119,7 +1119,7 @@ fn needs_link_file(dir: &Dir, link: FileId) -> io::Result<bool> {
 }
 
 /// Tells whether an entry on disk is a copy that a sync tool made of another.
-fn is_copy(disk: &str) -> bool {
+pub(super) fn is_copy(disk: &str) -> bool {
     matches!(name::shape(disk.as_bytes()), Shape::Conflict(..))
 }
 

@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 
-use super::{Fs, FsResult, Node, OpenDirectory};
+use super::{Fs, FsResult, Node, OpenDirectory, directory::is_copy};
 use crate::{
     backing::{BackingFile, Dir},
     format::name::{self, Shape},
@@ -191,7 +191,6 @@ impl Fs {
                 return None;
             }
         };
-        let was_copy = matches!(name::shape(disk.as_bytes()), Shape::Conflict(..));
         let unused = Unused {
             directory: directory.node,
             id,
@@ -199,7 +198,7 @@ impl Fs {
             is_moved: how == How::Moved,
             files: 0,
         };
-        Some((unused, made_header && !was_copy && how != How::ReplacedByCopy))
+        Some((unused, made_header && !is_copy(&disk) && how != How::ReplacedByCopy))
     }
 
     /// Removes a header that was made for the file that is gone, unless a sync tool's copy needs it.

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -72,8 +72,6 @@ pub struct VaultFile {
     durable_changes: AtomicU64,
     /// Changes since then may be lost.
     changes_lost: AtomicBool,
-    /// Why a sync that nobody asked for has failed of which nobody was told, as in errno(3); 0 for none.
-    error_untold: AtomicI32,
     /// A sync of the header has not succeeded.
     header_in_doubt: AtomicBool,
 }
@@ -128,7 +126,6 @@ impl VaultFile {
             attributes_changed: AtomicBool::new(true),
             durable_changes: AtomicU64::new(0),
             changes_lost: AtomicBool::new(false),
-            error_untold: AtomicI32::new(0),
             header_in_doubt: AtomicBool::new(false),
             file,
             content: OnceLock::new(),
@@ -273,14 +270,10 @@ impl VaultFile {
 
     /// Returns how a sync went that someone asked for: not well where one before it has failed of which nobody was told.
     fn with_untold(&self, synced: io::Result<()>) -> io::Result<()> {
-        let by_journal = self
+        let untold = self
             .content()
             .map_or(Ok(()), |content| content.storage().take_untold_failure());
-        let unasked = match self.error_untold.swap(0, Ordering::AcqRel) {
-            0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        };
-        synced.and(unasked).and(by_journal)
+        synced.and(untold)
     }
 
     /// Makes the data file durable with what is in it, and if asked to with attributes and names, not what the journal alone has; for who does so unasked:
@@ -297,16 +290,18 @@ impl VaultFile {
             } else {
                 self.file.sync_data()
             };
-            if let Err(error) = &synced
-                && changes > self.durable_changes.load(Ordering::Acquire)
-            {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.error_untold.store(errno, Ordering::Release);
-            }
             self.was_synced(changes, synced)
         };
-        let storage = self.content().map(Content::storage);
-        storage.map_or_else(sync, |storage| storage.sync_in_place(sync))
+        let Some(storage) = self.content().map(Content::storage) else {
+            return sync();
+        };
+        storage.sync_in_place(|| {
+            sync().inspect_err(|error| {
+                if changes > self.durable_changes.load(Ordering::Acquire) {
+                    storage.note_untold_failure(error);
+                }
+            })
+        })
     }
 
     /// Tells whether there may be less in the data file than the journal has of it, since a sync has failed.

@@ -213,7 +213,8 @@ pub struct Journal<S> {
     wake: Condvar,
 }
 
-/// A data file by its id and inode number: a sync tool's copy has the id of what it is a copy of.
+/// A data file by its id and the inode number that it had when it was written, 0 where that is not known: a sync tool's copy has the id of what it is a
+/// copy of.
 type DataFile = (FileId, u64);
 
 /// The journal's file.
@@ -653,9 +654,9 @@ impl<S: Storage> Open<S> {
         let mut groups = vec![0; (self.at - FIRST_GROUP) as usize];
         let got = self.storage.read_at(&mut groups, FIRST_GROUP)?;
         let entries = decode_groups(&groups[..got], self.header.generation, &journal.key).map_err(io::Error::other)?;
+        let entries = recovery::by_file(&entries);
         for (&id, file) in in_doubt {
-            let own = entries.iter().filter(|entry| (entry.file.file, entry.file.inode) == id);
-            file.write_again(&own.copied().collect::<Vec<_>>())?;
+            file.write_again(entries.get(&id).map_or(&[], Vec::as_slice))?;
             // Before the sync, which may be the next to fail: the mark is then of someone else's.
             journal.in_doubt.lock().remove(&id);
             file.sync().inspect_err(|_| journal.doubt(id))?;

@@ -935,14 +935,31 @@ fn without_a_key_the_form_is_checked() {
     assert_eq!(given.code, 4, "{}", given.err);
 }
 
+/// Whose vault root repairs.
+const OWNER: u32 = 65534;
+
+/// Tells whether root runs the tests, who alone repairs the vault of someone else.
+fn repairs_as_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
+        eprintln!("SKIPPED: only root repairs the vault of someone else");
+    }
+    is_root
+}
+
+fn give_to_owner(sample: &Sample) {
+    for entry in all_below(&sample.vault()) {
+        std::os::unix::fs::lchown(&entry, Some(OWNER), Some(OWNER)).unwrap();
+    }
+}
+
 #[test]
 fn what_root_repairs_stays_the_owners() {
     use std::os::unix::fs::MetadataExt;
 
-    const OWNER: u32 = 65534;
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
-        return eprintln!("SKIPPED: only root repairs the vault of someone else");
+    if !repairs_as_root() {
+        return;
     }
     let sample = Sample::new();
     leave_open(&sample, "open", &[b'o'; BLOCK]);
@@ -952,9 +969,7 @@ fn what_root_repairs_stays_the_owners() {
     fs::write(sample.disk("dir").join("notes.txt"), "").unwrap();
     let link_file = sample.beside(&sample.vault(), ".link.hush");
     fs::rename(&link_file, sample.disk("dir").join(link_file.file_name().unwrap())).unwrap();
-    for entry in all_below(&sample.vault()) {
-        std::os::unix::fs::lchown(&entry, Some(OWNER), Some(OWNER)).unwrap();
-    }
+    give_to_owner(&sample);
     let told = sample.run("fsck --repair --accept-directory renamed");
     assert_eq!(told.code, 1, "{}{}", told.out, told.err);
     for made in [&header, &sample.disk("renamed").join("dir.hush"), &link_file] {
@@ -970,16 +985,12 @@ fn what_root_repairs_stays_the_owners() {
 fn what_is_put_in_the_way_of_roots_repair_is_not_given_away() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-    const OWNER: u32 = 65534;
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("HUSHFS_TESTS_MUST_NOT_SKIP").is_none());
-        return eprintln!("SKIPPED: only root repairs the vault of someone else");
+    if !repairs_as_root() {
+        return;
     }
     let sample = Sample::new();
     leave_open(&sample, "open", &[b'o'; BLOCK]);
-    for entry in all_below(&sample.vault()) {
-        std::os::unix::fs::lchown(&entry, Some(OWNER), Some(OWNER)).unwrap();
-    }
+    give_to_owner(&sample);
     let lost = sample.vault().join("lost+found.hush");
     let owner_of = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
     // The owner of the vault can rename a file or a directory of root's that is in it.

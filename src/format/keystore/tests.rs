@@ -212,6 +212,24 @@ fn encode_unchecked(body: &KeystoreBody) -> Vec<u8> {
     bytes
 }
 
+/// Encodes a body and reads it again.
+fn read_back(body: &KeystoreBody) -> KeystoreBody {
+    let bytes = encode(body, &mac_key()).unwrap();
+    UnverifiedKeystoreFile::decode(&bytes)
+        .unwrap()
+        .verify(&mac_key())
+        .unwrap()
+}
+
+/// Returns why a body is refused whose extensions were changed.
+fn fault_of_extensions(body: &KeystoreBody, change: fn(&mut Vec<Extension>)) -> FormatError {
+    let mut body = body.clone();
+    change(&mut body.extensions);
+    UnverifiedKeystoreFile::decode(&encode_unchecked(&body))
+        .map(drop)
+        .unwrap_err()
+}
+
 #[test]
 fn what_is_encoded_decodes() {
     let bytes = encode(&good(), &mac_key()).unwrap();
@@ -566,19 +584,9 @@ fn the_audit_extension_comes_back_and_each_fault_of_it_is_refused() {
     assert_eq!(body.extensions.len(), 2);
     let extension = body.extensions[1].clone();
     assert_eq!((extension.kind, extension.critical, extension.data.len()), (1, 1, 121));
-    let bytes = encode(&body, &mac_key()).unwrap();
-    let read = UnverifiedKeystoreFile::decode(&bytes)
-        .unwrap()
-        .verify(&mac_key())
-        .unwrap();
+    let read = read_back(&body);
     assert_eq!(read.audit_settings(), Some(settings));
-    let fault = |change: fn(&mut Vec<Extension>)| {
-        let mut body = body.clone();
-        change(&mut body.extensions);
-        UnverifiedKeystoreFile::decode(&encode_unchecked(&body))
-            .map(drop)
-            .unwrap_err()
-    };
+    let fault = |change| fault_of_extensions(&body, change);
     let settings = FormatError::OutOfRange("audit settings");
     assert_eq!(fault(|e| e[1].critical = 0), settings);
     assert_eq!(fault(|e| e[1].data[0] = 2), settings);
@@ -596,20 +604,10 @@ fn marks_of_vaults_come_back_and_each_fault_of_them_is_refused() {
     }
     let extension = body.extensions[1].clone();
     assert_eq!((extension.kind, extension.critical, extension.data.len()), (2, 1, 96));
-    let bytes = encode(&body, &mac_key()).unwrap();
-    let read = UnverifiedKeystoreFile::decode(&bytes)
-        .unwrap()
-        .verify(&mac_key())
-        .unwrap();
+    let read = read_back(&body);
     assert_eq!(read.names_mark(VaultId([6; 16])), Some(NamesMark([6; 16])));
     assert_eq!(read.names_mark(VaultId([8; 16])), None);
-    let fault = |change: fn(&mut Vec<Extension>)| {
-        let mut body = body.clone();
-        change(&mut body.extensions);
-        UnverifiedKeystoreFile::decode(&encode_unchecked(&body))
-            .map(drop)
-            .unwrap_err()
-    };
+    let fault = |change| fault_of_extensions(&body, change);
     let marks = FormatError::OutOfRange("marks of vaults");
     assert_eq!(fault(|e| e[1].critical = 0), marks);
     assert_eq!(fault(|e| e[1].data[0] = 9), marks);

@@ -234,10 +234,14 @@ impl<S: Storage> Held<S> {
         let is_at_stake = self.is_at_stake.swap(false, Ordering::AcqRel);
         self.storage.sync_data().inspect_err(|error| {
             if is_at_stake {
-                self.untold
-                    .store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+                self.note_untold(error);
             }
         })
+    }
+
+    fn note_untold(&self, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        self.untold.store(errno, Ordering::Release);
     }
 
     /// Writes again what the journal has of the data file, but for what that did not take.
@@ -433,6 +437,11 @@ impl<S: Storage> Journaled<S> {
         // Without a number nothing of it was ever committed.
         let in_journal = self.journal.as_ref().zip(self.held.data_file());
         in_journal.is_some_and(|(journal, data_file)| journal.is_in_doubt(data_file))
+    }
+
+    /// Notes that a sync that nobody asked for has failed, and something may be lost.
+    pub fn note_untold_failure(&self, error: &io::Error) {
+        self.held.note_untold(error);
     }
 
     /// Tells whether a sync that nobody asked for has failed, after which something may be lost, until that was [taken](Self::take_untold_failure).

@@ -7,6 +7,7 @@ use std::{
 
 use rustix::fs::{FileType, Timespec};
 
+use super::DataFile;
 use crate::{
     backing::{BackingFile, Dir, Storage},
     format::{
@@ -142,21 +143,19 @@ fn read(file: &BackingFile) -> io::Result<Vec<u8>> {
 /// The entries about one file, in their order.
 pub(super) type Entries<'d> = Vec<Entry<'d>>;
 
-/// Sorts entries by the file that they are about.
-pub(super) fn by_file<'d>(entries: &[Entry<'d>]) -> BTreeMap<FileId, Entries<'d>> {
-    let mut files: BTreeMap<FileId, Entries<'_>> = BTreeMap::new();
+/// Sorts entries by the data file that they are about.
+pub(super) fn by_file<'d>(entries: &[Entry<'d>]) -> BTreeMap<DataFile, Entries<'d>> {
+    let mut files: BTreeMap<DataFile, Entries<'_>> = BTreeMap::new();
     for entry in entries {
-        files.entry(entry.file.file).or_default().push(*entry);
+        let data_file = (entry.file.file, entry.file.inode);
+        files.entry(data_file).or_default().push(*entry);
     }
     files
 }
 
 fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recovered) -> io::Result<()> {
     let files = by_file(entries);
-    let numbers = files
-        .iter()
-        .flat_map(|(id, entries)| entries.iter().map(|entry| (*id, entry.file.inode)));
-    let mut wanted: BTreeSet<_> = numbers.collect();
+    let mut wanted: BTreeSet<_> = files.keys().copied().collect();
     let mut descent = Descent::new(root)?;
     let mut unseen = None;
     while !wanted.is_empty()
@@ -166,10 +165,8 @@ fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recove
             Ok((dir, listed)) => {
                 each_data_file(dir, &listed, copied, &mut |data_file, file| {
                     wanted.remove(&data_file);
-                    let mut own = files[&data_file.0].clone();
-                    own.retain(|entry| entry.file.inode == data_file.1);
                     recovered.files += 1;
-                    apply_to(file, &own)
+                    apply_to(file, &files[&data_file])
                 })?;
                 descent.enter_later(listed.below);
             }
@@ -305,10 +302,6 @@ impl Descent {
         }
     }
 }
-
-/// A data file by its id and the inode number that it had when it was written, 0 where that is not known: a sync tool's copy has the id of what it is a
-/// copy of.
-type DataFile = (FileId, u64);
 
 /// What there is to look at in a directory.
 struct Listed {

@@ -571,7 +571,9 @@ fn recover(files: &[Tracked], log: &DiskFile, changes: Option<usize>, chance: &m
     let by_file = recovery::by_file(&entries);
     for file in files {
         file.disk.inner().changes_left = changes;
-        if let Some(entries) = by_file.get(&FileId([file.number; 16]))
+        // By its id alone: a copy of the disk has other numbers.
+        let of_id = FileId([file.number; 16]);
+        if let Some((_, entries)) = by_file.iter().find(|((id, _), _)| *id == of_id)
             && recovery::apply_to(&file.disk, entries).is_err()
         {
             file.disk.lose_power(chance);

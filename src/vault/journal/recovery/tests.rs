@@ -100,7 +100,7 @@ fn the_journal_is_not_done_with_while_a_file_may_be_where_nobody_could_look() {
     let entries = [data_file(&root, 1), data_file(&kept_out, 2)];
     for dir in [&root, &kept_out] {
         for name in [".", &disk_name("file")] {
-            let _ = dir.chown(name, Some(65534), None);
+            let _ = dir.entry(name).unwrap().chown(Some(65534), None);
         }
     }
     let path = temporary.path().join(disk_name("kept out"));
