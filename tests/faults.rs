@@ -268,6 +268,28 @@ fn epochs_of_what_is_hidden_by_a_mount_are_not_retired() {
 }
 
 #[test]
+fn a_snapshot_says_what_is_hidden_by_a_mount() {
+    const TEST: &str = "a_snapshot_says_what_is_hidden_by_a_mount";
+    if !has(TEST, &["unshare"]) {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    fs::create_dir(bench.mnt().join("dir")).unwrap();
+    fs::write(bench.mnt().join("dir/file"), "kept").unwrap();
+    bench.unmount();
+    let output = in_namespace(
+        &bench,
+        r#"
+        for dir in "$2"/*/; do mount -t tmpfs none "$dir"; done
+        exec "$1" snapshot --passfile "$4" -o "$4.snapshot" "$2"
+        "#,
+    );
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(9), "{stderr}");
+    assert!(stderr.contains("dir: another filesystem is in this place"), "{stderr}");
+}
+
+#[test]
 fn an_overlay_of_two_filesystems_is_refused() {
     const TEST: &str = "an_overlay_of_two_filesystems_is_refused";
     if !has(TEST, &["unshare"]) {

@@ -191,7 +191,7 @@ mod tests {
         awake.note_request();
         assert!(awake.shared.quiet.load(Ordering::Relaxed), "one request is no burst");
         wait_until("a burst is noticed", || {
-            awake.note_request();
+            (0..2 * BURST).for_each(|_| awake.note_request());
             !awake.shared.quiet.load(Ordering::Relaxed)
         });
         wait_until("silence is noticed", || awake.shared.quiet.load(Ordering::Relaxed));

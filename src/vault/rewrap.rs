@@ -27,7 +27,12 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Vault, VaultError, path::Located, read_header, tree::DEPTH_MAX};
+use super::{
+    Vault, VaultError,
+    path::Located,
+    read_header,
+    tree::{DEPTH_MAX, hidden, is_elsewhere},
+};
 use crate::{
     backing::Dir,
     format::{
@@ -446,10 +451,7 @@ fn walk(root: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<()> {
             // What bears no name of the vault hides nothing of it: the snapshots of a filesystem, a directory of someone's own.
             Err(error) if is_elsewhere(&error) && matches!(name::shape(entry.as_bytes()), Shape::Stranger) => {}
             // A directory of the vault lies below, whose headers are not seen and which no sync of ours would reach.
-            Err(error) if is_elsewhere(&error) => {
-                let hidden = "another filesystem is in this place: unmount it and start again";
-                visit(&level.dir, &path, Err(io::Error::new(error.kind(), hidden)))?;
-            }
+            Err(error) if is_elsewhere(&error) => visit(&level.dir, &path, Err(hidden()))?,
             Err(error) => visit(&level.dir, &path, Err(error))?,
         }
     }
@@ -462,10 +464,6 @@ fn enter_below(dir: &Dir, entry: &str, device: u64) -> io::Result<Dir> {
         true => Ok(below),
         false => Err(Errno::XDEV.into()),
     }
-}
-
-fn is_elsewhere(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::CrossesDevices
 }
 
 fn enter(dir: Arc<Dir>, path: String, visit: &mut Visit<'_>) -> io::Result<Level> {

@@ -120,8 +120,11 @@ pub fn walk<E: From<io::Error>>(
         };
         let stat = match level.dir.stat(&entry.disk) {
             Ok(stat) if stat.st_dev == device => stat,
-            // Removed meanwhile, or mounted there by someone.
-            Ok(_) => continue,
+            Ok(_) => {
+                visit(unreadable(hidden().into()))?;
+                continue;
+            }
+            // Removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
                 visit(unreadable(error.into()))?;
@@ -161,6 +164,17 @@ pub fn walk<E: From<io::Error>>(
     Ok(())
 }
 
+/// Tells whether what was to be opened is on another filesystem.
+pub(super) fn is_elsewhere(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::CrossesDevices
+}
+
+/// Says that an entry of the vault is not seen, for what is mounted there.
+pub(super) fn hidden() -> io::Error {
+    let what = "another filesystem is in this place: unmount it and start again";
+    io::Error::new(io::ErrorKind::CrossesDevices, what)
+}
+
 /// A directory that is gone through.
 struct Level {
     dir: Dir,
@@ -177,7 +191,8 @@ struct Entry {
 
 impl Level {
     fn enter(&self, vault: &Vault, entry: &Entry, path_len: usize) -> Result<Level, VaultError> {
-        let dir = self.dir.open_dir(&entry.disk)?;
+        let opened = self.dir.open_dir(&entry.disk);
+        let dir = opened.map_err(|error| if is_elsewhere(&error) { hidden() } else { error })?;
         let keys = vault.load_directory(&dir, self.keys.id, &entry.name)?;
         Ok(Level {
             dir,
