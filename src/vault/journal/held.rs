@@ -15,7 +15,7 @@ use crate::{
     ids::FileId,
     sync::{
         Arc, Mutex, RwLock, RwLockWriteGuard,
-        atomic::{AtomicBool, AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering},
     },
 };
 
@@ -63,8 +63,9 @@ pub(super) struct Held<S> {
     changed_in_place: AtomicBool,
     /// Held while the data file is synced, sealed, or written again.
     syncing: Mutex<()>,
-    /// The data file was changed in place since someone was told how a sync of it went.
+    /// The data file was changed in place since someone was told how a sync of it went; and how many such changes are under way.
     is_at_stake: AtomicBool,
+    changing: AtomicUsize,
     /// Why a sync that nobody asked for has failed after which that may be lost, as in errno(3); 0 for none.
     untold: AtomicI32,
     /// More was written to the data file than `state.durable` says.
@@ -231,9 +232,11 @@ impl<S: Storage> Held<S> {
     /// Makes the data file durable; where that fails, the next who asks for it is told, too, unless the journal has all that may be lost.
     pub fn sync(&self) -> io::Result<()> {
         let _syncing = self.syncing.lock();
-        let is_at_stake = self.is_at_stake.swap(false, Ordering::AcqRel);
+        let was_at_stake = self.is_at_stake.swap(false, Ordering::AcqRel);
         self.storage.sync_data().inspect_err(|error| {
-            if is_at_stake {
+            // Also what was changed meanwhile, whose mark may come after it.
+            let is_changing = self.changing.load(Ordering::Acquire) > 0;
+            if was_at_stake || is_changing || self.is_at_stake.load(Ordering::Acquire) {
                 self.note_untold(error);
             }
         })
@@ -359,6 +362,7 @@ impl<S: Storage> Journaled<S> {
                 changed_in_place: AtomicBool::new(true),
                 syncing: Mutex::default(),
                 is_at_stake: AtomicBool::new(false),
+                changing: AtomicUsize::new(0),
                 untold: AtomicI32::new(0),
                 has_grown: AtomicBool::new(false),
             }),
@@ -485,8 +489,10 @@ impl<S: Storage> Journaled<S> {
     /// Does what goes straight to the data file, after all that is held: it must not be durable before that is.
     fn in_place<R>(&self, act: impl FnOnce(&S) -> R) -> io::Result<R> {
         self.commit_held()?;
+        self.held.changing.fetch_add(1, Ordering::AcqRel);
         let done = act(&self.held.storage);
         self.was_changed_in_place();
+        self.held.changing.fetch_sub(1, Ordering::AcqRel);
         Ok(done)
     }
 
