@@ -149,6 +149,25 @@ impl Fs {
         }
     }
 
+    /// Counts a handle by which a file can be written, before it is given to the kernel.
+    pub fn note_writer(&self, id: u64) {
+        if let Ok(node) = self.node(id) {
+            node.opened_for_writing();
+        }
+    }
+
+    /// Counts one less.
+    pub fn release_writer(&self, id: u64) {
+        if let Ok(node) = self.node(id) {
+            node.released_by_writer();
+        }
+    }
+
+    /// Tells whether the kernel has a handle by which a file can be written.
+    pub fn is_open_for_writing(&self, id: u64) -> bool {
+        self.node(id).is_ok_and(|node| node.is_open_for_writing())
+    }
+
     /// Reads up to `len` bytes at `offset` into `plain`, which grows as needed; returns where in it they are.
     ///
     /// # Errors

@@ -83,12 +83,16 @@ impl Adapter {
 
     /// Leaves a request to the pool if it is slow.
     fn serve_slow(&self, request: &Request, ino: INodeNo, operation: Operation<'static>, slot: Slot) {
-        if !self.server.may_wait(&operation) {
+        let after_writes = self.server.needs_kernel_write(ino.0, &operation);
+        if !after_writes && !self.server.may_wait(&operation) {
             return self.serve(request, ino, operation, slot);
         }
         let (server, asks) = (self.server.clone(), self.asks.clone());
         let (asked, reply) = (asked(request, ino, 0, operation), self.reply(slot));
         self.slow.run(move || {
+            if after_writes {
+                server.have_kernel_write(asked.ino);
+            }
             if let Err(waiting) = server.serve(&asked, reply) {
                 serve_later(server, asks, KeptAsked::new(&asked), waiting);
             }
@@ -482,12 +486,13 @@ impl fuser::Filesystem for Adapter {
         request: &Request,
         ino: INodeNo,
         _: FileHandle,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(request, ino, Operation::Release, Slot::Empty(reply));
+        let operation = Operation::Release { flags: flags.0 };
+        self.serve(request, ino, operation, Slot::Empty(reply));
     }
 
     fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
@@ -550,11 +555,11 @@ impl fuser::Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         let name = name.as_bytes();
-        let operation = Operation::Create { name, mode };
+        let operation = Operation::Create { name, mode, flags };
         self.serve_masked(request, parent, umask, operation, Slot::Create(reply));
     }
 

@@ -49,8 +49,8 @@ pub enum Operation<'r> {
     Link { to: NameIn<'r> },
     /// OPEN, with the flags of open(2)
     Open { flags: i32 },
-    /// CREATE
-    Create { name: &'r [u8], mode: u32 },
+    /// CREATE, with the flags of open(2)
+    Create { name: &'r [u8], mode: u32, flags: i32 },
     /// READ
     Read { offset: u64, len: usize },
     /// WRITE
@@ -61,8 +61,8 @@ pub enum Operation<'r> {
     },
     /// FLUSH
     Flush,
-    /// RELEASE
-    Release,
+    /// RELEASE, with the flags of open(2)
+    Release { flags: i32 },
     /// FSYNC
     Sync { data_only: bool },
     /// OPENDIR
@@ -145,7 +145,7 @@ impl Operation<'_> {
             Operation::Read { .. } => "read",
             Operation::Write { .. } => "write",
             Operation::Flush => "flush",
-            Operation::Release => "release",
+            Operation::Release { .. } => "release",
             Operation::Sync { .. } => "fsync",
             Operation::OpenDirectory => "opendir",
             Operation::List { .. } => "readdir",
@@ -187,7 +187,7 @@ impl Operation<'_> {
             | Operation::Open { .. }
             | Operation::Read { .. }
             | Operation::Flush
-            | Operation::Release
+            | Operation::Release { .. }
             | Operation::Sync { .. }
             | Operation::OpenDirectory
             | Operation::List { .. }
@@ -232,7 +232,11 @@ impl Operation<'_> {
             },
             Operation::Link { to: at } => Operation::Link { to: to(&at, first) },
             Operation::Open { flags } => Operation::Open { flags },
-            Operation::Create { mode, .. } => Operation::Create { name: first, mode },
+            Operation::Create { mode, flags, .. } => Operation::Create {
+                name: first,
+                mode,
+                flags,
+            },
             Operation::Read { offset, len } => Operation::Read { offset, len },
             Operation::Write {
                 offset,
@@ -244,7 +248,7 @@ impl Operation<'_> {
                 drops_privileges,
             },
             Operation::Flush => Operation::Flush,
-            Operation::Release => Operation::Release,
+            Operation::Release { flags } => Operation::Release { flags },
             Operation::Sync { data_only } => Operation::Sync { data_only },
             Operation::OpenDirectory => Operation::OpenDirectory,
             Operation::List { offset } => Operation::List { offset },
@@ -411,6 +415,7 @@ mod tests {
             Operation::Create {
                 name: &names[0],
                 mode: 0o600,
+                flags: 3,
             },
             Operation::Rename {
                 name: &names[0],

@@ -8,6 +8,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -110,6 +111,22 @@ impl Server {
         }
     }
 
+    /// Tells whether the kernel has to [write](Self::have_kernel_write) before a request is served: it may hold pages of the file that it has not written
+    /// yet, and does not write them for this request. Who closes a file has written them (fuse_release in fs/fuse/file.c).
+    pub fn needs_kernel_write(&self, ino: u64, operation: &Operation<'_>) -> bool {
+        matches!(operation, Operation::Seek { .. }) && self.fs.is_open_for_writing(ino)
+    }
+
+    /// Has the kernel write what it holds of a file, and waits for it: on a thread that takes no requests, since others must serve these writes.
+    pub fn have_kernel_write(&self, ino: u64) {
+        // Dropping its pages writes them.
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0)
+        {
+            log::debug!("pages of inode {ino} stay in the kernel: {error}");
+        }
+    }
+
     fn timed_sync(&self, sync: impl FnOnce() -> FsResult<()>) -> FsResult<()> {
         let start = Instant::now();
         let result = sync();
@@ -130,7 +147,7 @@ impl Server {
         }
         let is_use = !matches!(
             operation,
-            Operation::StatFilesystem | Operation::Flush | Operation::Release | Operation::OpenDirectory
+            Operation::StatFilesystem | Operation::Flush | Operation::Release { .. } | Operation::OpenDirectory
         );
         if is_use {
             let now = self.started.elapsed().as_millis() as u64;
@@ -166,14 +183,28 @@ impl Server {
     pub fn ask(&self, asked: &Asked<'_>, ask: &Ask) -> FsResult<()> {
         let answer = self.fs.ask(ask);
         // What others read of the file when it was opened before is not to be read any more.
-        if answer.is_err()
-            && matches!(asked.operation, Operation::Open { .. })
-            && let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.inval_inode(INodeNo(asked.ino), 0, 0)
-        {
-            log::debug!("pages of inode {} stay in the kernel: {error}", asked.ino);
+        if answer.is_err() && matches!(asked.operation, Operation::Open { .. }) {
+            self.drop_pages(asked.ino);
         }
         answer
+    }
+
+    /// Takes from the kernel what it has of a file; a little later where it writes that first, which must not keep the request at hand waiting.
+    fn drop_pages(&self, ino: u64) {
+        let Some(notifier) = self.notifier.get().cloned() else {
+            return;
+        };
+        let drop_pages = move || {
+            if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
+                log::debug!("pages of inode {ino} stay in the kernel: {error}");
+            }
+        };
+        if !self.fs.is_open_for_writing(ino) {
+            return drop_pages();
+        }
+        if let Err(error) = thread::Builder::new().name("drop".into()).spawn(drop_pages) {
+            log::warn!("pages of inode {ino} stay in the kernel: no thread to drop them: {error}");
+        }
     }
 
     /// Answers a request whose key was refused.
@@ -221,15 +252,21 @@ impl Server {
                 let result = fs.open(ino, is_for_writing(*flags));
                 self.note_open(asked.caller, &result, || self.opened_file(ino, *flags));
                 match result {
-                    Ok(()) => reply.send(Answer::Opened),
+                    Ok(()) => {
+                        self.note_writer(ino, *flags);
+                        reply.send(Answer::Opened);
+                    }
                     Err(error) => reply.send(failed(asked, &error)),
                 }
             }
-            Operation::Create { name, mode } => {
+            Operation::Create { name, mode, flags } => {
                 let result = fs.create(at(name), *mode, caller);
                 self.note_open(asked.caller, &result, || self.created_file(ino, name));
                 match result {
-                    Ok(found) => reply.send(Answer::Created(&found)),
+                    Ok(found) => {
+                        self.note_writer(found.node.id, *flags);
+                        reply.send(Answer::Created(&found));
+                    }
                     Err(error) => reply.send(failed(asked, &error)),
                 }
             }
@@ -261,8 +298,11 @@ impl Server {
             }
             // Nothing waits in this process; the kernel does not ask again.
             Operation::Flush => reply.send(Answer::Failed(libc::ENOSYS)),
-            Operation::Release => {
+            Operation::Release { flags } => {
                 reply.send(Answer::Done);
+                if is_for_writing(*flags) {
+                    fs.release_writer(ino);
+                }
                 fs.release(ino);
             }
             Operation::Sync { data_only } => {
@@ -320,6 +360,12 @@ impl Server {
             }
             // None is known here, as on files of filesystems that have no ioctls of their own.
             Operation::Ioctl => reply.send(Answer::Failed(libc::ENOTTY)),
+        }
+    }
+
+    fn note_writer(&self, ino: u64, flags: i32) {
+        if is_for_writing(flags) {
+            self.fs.note_writer(ino);
         }
     }
 
@@ -387,19 +433,12 @@ impl Server {
             return Err(FsError::Invalid);
         }
         let from = u64::try_from(offset).map_err(|_| FsError::NoSuchOffset)?;
-        // The kernel may hold pages it has not written yet, and does not write them for this request. Dropping its pages writes them; from a thread
-        // that takes no requests, since others must serve those writes.
-        if let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0)
-        {
-            log::debug!("pages of inode {ino} stay in the kernel: {error}");
-        }
         self.fs.seek(ino, from, whence == libc::SEEK_HOLE)
     }
 }
 
 fn is_for_writing(flags: i32) -> bool {
-    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 /// Logs what is worth it, once, here at the edge, and returns what applications see.

@@ -44,6 +44,9 @@ const DEPTH_MAX: usize = 8;
 /// So many for all queues together, but two for each at least.
 const DEPTH_TOTAL: usize = 256;
 
+/// Entries of each queue for what the kernel writes while requests wait for that; one where there are two.
+const SPARE_ENTRIES: usize = 2;
+
 /// The longest answer that is not put into the payload at once.
 const SMALL_ANSWER_MAX: usize = 256;
 
@@ -71,6 +74,9 @@ struct Shared {
     /// Where a queue's thread gets its entries back, with answers in them.
     homes: Vec<Mailbox<(Place, Entry)>>,
     jobs: Jobs,
+    /// Of each queue, how many entries hold requests that have the kernel write first.
+    writing_first: Vec<AtomicUsize>,
+    writing_first_max: usize,
     /// Entries that the kernel will still use.
     alive: AtomicUsize,
     ended: AtomicBool,
@@ -104,6 +110,8 @@ impl Rings {
                 asks: asks.clone(),
                 homes: (0..processors).map(|_| Mailbox::new()).collect::<io::Result<_>>()?,
                 jobs: Jobs::new(workers)?,
+                writing_first: (0..processors).map(|_| AtomicUsize::new(0)).collect(),
+                writing_first_max: (depth - SPARE_ENTRIES).max(1),
                 alive: AtomicUsize::new(count),
                 ended: AtomicBool::new(false),
                 entries: Arc::new(entries),
@@ -185,12 +193,43 @@ impl Shared {
     }
 
     /// Has a request answered by a thread that may wait for the disk.
-    fn answer_slowly(self: &Arc<Self>, place: Place, mut entry: Entry) {
+    fn answer_slowly(self: &Arc<Self>, place: Place, entry: Entry) {
         let shared = self.clone();
-        self.slow.run(move || match answer(&shared.server, &mut entry) {
-            None => shared.send_home(place, entry),
-            Some(ask) => shared.answer_later(ask, place, entry),
+        self.slow.run(move || shared.answer_here(place, entry));
+    }
+
+    fn answer_here(self: &Arc<Self>, place: Place, mut entry: Entry) {
+        match answer(&self.server, &mut entry) {
+            None => self.send_home(place, entry),
+            Some(ask) => self.answer_later(ask, place, entry),
+        }
+    }
+
+    /// As [`answer_slowly`](Self::answer_slowly), for a request that has the kernel write what it holds of a file. Were all entries of a queue taken
+    /// by such requests, these writes would never come: where there are too many it is given back, refused.
+    ///
+    /// # Errors
+    ///
+    /// The entry.
+    fn answer_after_writes(self: &Arc<Self>, place: Place, mut entry: Entry) -> Result<(), Entry> {
+        let header = entry.header();
+        let queue = usize::from(place.queue);
+        if self.writing_first[queue].fetch_add(1, Ordering::AcqRel) >= self.writing_first_max {
+            self.writing_first[queue].fetch_sub(1, Ordering::AcqRel);
+            // From now on the kernel answers by itself, and takes every file for nothing but data (fuse_lseek in fs/fuse/file.c).
+            log::warn!(
+                "too many look for holes at once in files open for writing: none are shown until the next mount"
+            );
+            entry.answer(header.unique, 0, libc::ENOSYS);
+            return Err(entry);
+        }
+        let shared = self.clone();
+        self.slow.run(move || {
+            shared.server.have_kernel_write(header.nodeid);
+            shared.writing_first[queue].fetch_sub(1, Ordering::AcqRel);
+            shared.answer_here(place, entry);
         });
+        Ok(())
     }
 
     /// Has a key asked for that a request needs, and then the request answered, by a thread that may wait for who has the key.
@@ -235,6 +274,8 @@ enum Urgency {
     Bulk,
     /// A thread that may wait for the disk.
     Slow,
+    /// Such a thread, which has the kernel write first.
+    AfterWrites,
 }
 
 impl Urgency {
@@ -243,6 +284,7 @@ impl Urgency {
         let (fixed, payload, len) = entry.parts();
         match decode(&header, &fixed, &payload[..len]).map(|asked| asked.operation) {
             Ok(operation) if operation.is_bulk() => Urgency::Bulk,
+            Ok(operation) if server.needs_kernel_write(header.nodeid, &operation) => Urgency::AfterWrites,
             Ok(operation) if server.may_wait(&operation) => Urgency::Slow,
             _ => Urgency::Inline,
         }

@@ -10,7 +10,9 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError, Sender},
     thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -214,6 +216,42 @@ fn a_hole_is_found_where_it_begins() {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+#[test]
+fn holes_are_looked_for_in_many_files_at_once_while_they_are_written() {
+    if !can_mount() {
+        return;
+    }
+    const FILES: usize = 16;
+    const CHUNK: u64 = 64 << 10;
+    let bench = Bench::mounted();
+    let device = fs::metadata(bench.mnt()).unwrap().dev();
+    let (done, ended) = mpsc::channel();
+    let look = |file: File, done: Sender<()>| {
+        for round in 0..50 {
+            file.write_all_at(&[7; CHUNK as usize], round % 16 * CHUNK).unwrap();
+            let size = (round + 1).min(16) * CHUNK;
+            assert_eq!(rustix::fs::seek(&file, SeekFrom::Hole(0)), Ok(size));
+        }
+        done.send(()).unwrap();
+    };
+    let lookers: Vec<_> = (0..FILES)
+        .map(|number| {
+            let (file, done) = (read_write(&bench.mnt().join(number.to_string())), done.clone());
+            thread::spawn(move || look(file, done))
+        })
+        .collect();
+    drop(done);
+    for _ in 0..FILES {
+        if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_secs(120)) {
+            // Nothing else ends a mount that does not answer.
+            let minor = rustix::fs::minor(device);
+            fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1").unwrap();
+            panic!("the mount does not answer");
+        }
+    }
+    lookers.into_iter().for_each(|looker| looker.join().unwrap());
 }
 
 #[test]

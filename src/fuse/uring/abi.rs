@@ -176,6 +176,15 @@ pub struct OpenIn {
     pub open_flags: u32,
 }
 
+/// The beginning of `struct fuse_release_in`
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub struct ReleaseIn {
+    pub handle: u64,
+    pub flags: u32,
+    pub release_flags: u32,
+}
+
 /// `struct fuse_create_in`
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes)]
 #[repr(C)]

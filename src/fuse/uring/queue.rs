@@ -119,6 +119,11 @@ impl Queue {
             },
             Urgency::Bulk => self.shared.jobs.give(place, entry),
             Urgency::Slow => self.shared.answer_slowly(place, entry),
+            Urgency::AfterWrites => {
+                if let Err(entry) = self.shared.answer_after_writes(place, entry) {
+                    self.port.commit(place, entry)?;
+                }
+            }
         }
         Ok(())
     }

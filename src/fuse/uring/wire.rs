@@ -10,8 +10,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::abi::{
     self, AttrFields, AttrOut, CopyFileRangeIn, CreateIn, CreateOut, DIRENT_ALIGN, Dirent, EntryOut, FallocateIn,
-    FsyncIn, InHeader, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, OpenIn, OpenOut, ReadWriteIn, RenameIn, SetAttrIn,
-    SizeOut, StatfsOut, XattrIn, fattr, opcode,
+    FsyncIn, InHeader, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, OpenIn, OpenOut, ReadWriteIn, ReleaseIn, RenameIn,
+    SetAttrIn, SizeOut, StatfsOut, XattrIn, fattr, opcode,
 };
 use crate::{
     fs::{Attr, Caller, Found, Listed, ListedPlus, NameIn, SetAttr, SetTime, Time},
@@ -100,9 +100,9 @@ fn operation<'r>(code: u32, fixed: &[u8], payload: &'r [u8]) -> Result<(u32, Ope
             flags: part::<OpenIn>(fixed)?.flags as i32,
         }),
         opcode::CREATE => {
-            let CreateIn { mode, umask, .. } = part(fixed)?;
-            let name = name(payload)?;
-            Ok((umask, Operation::Create { name, mode }))
+            let CreateIn { flags, mode, umask, .. } = part(fixed)?;
+            let (name, flags) = (name(payload)?, flags as i32);
+            Ok((umask, Operation::Create { name, mode, flags }))
         }
         opcode::READ => {
             let ReadWriteIn { offset, size, .. } = part(fixed)?;
@@ -123,7 +123,9 @@ fn operation<'r>(code: u32, fixed: &[u8], payload: &'r [u8]) -> Result<(u32, Ope
             })
         }
         opcode::FLUSH => plain(Operation::Flush),
-        opcode::RELEASE => plain(Operation::Release),
+        opcode::RELEASE => plain(Operation::Release {
+            flags: part::<ReleaseIn>(fixed)?.flags as i32,
+        }),
         opcode::FSYNC => plain(Operation::Sync {
             data_only: part::<FsyncIn>(fixed)?.flags & abi::FSYNC_DATA_ONLY != 0,
         }),

@@ -131,6 +131,11 @@ impl Worker {
                 Some(ask) => self.shared.answer_later(ask, place, entry),
             },
             Urgency::Slow => self.shared.answer_slowly(place, entry),
+            Urgency::AfterWrites => {
+                if let Err(entry) = self.shared.answer_after_writes(place, entry) {
+                    self.shared.send_home(place, entry);
+                }
+            }
         }
         Ok(())
     }
