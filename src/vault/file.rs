@@ -383,12 +383,8 @@ impl VaultFile {
             self.attributes_were_changed();
             return Ok(set()?);
         };
-        // When content was last modified is in the journal with it.
-        if times.last_access.tv_nsec != fs::UTIME_OMIT || content.storage().held_end() == 0 {
-            self.attributes_were_changed();
-        }
         // Neither a seal, which puts back the times it finds, nor the journal may come between.
-        content.while_quiet(|storage| {
+        let is_held = content.while_quiet(|storage| {
             storage.with_times(|| {
                 set()?;
                 Ok(match times.last_modification.tv_nsec {
@@ -397,7 +393,12 @@ impl VaultFile {
                     _ => Some(times.last_modification),
                 })
             })
-        })
+        })?;
+        // When content was last modified is in the journal with it.
+        if times.last_access.tv_nsec != fs::UTIME_OMIT || !is_held {
+            self.attributes_were_changed();
+        }
+        Ok(())
     }
 
     /// Checks that a file which was opened by one of its names may be opened by this one too.

@@ -263,6 +263,8 @@ enum What {
     Run(Run),
     Zero(u64, u64),
     SetLen(u64),
+    /// Nothing but when the file was modified last, as someone has set it.
+    Time,
 }
 
 impl What {
@@ -271,6 +273,7 @@ impl What {
             What::Run(run) => Change::Write(run.offset, run.bytes()),
             What::Zero(offset, len) => Change::Zero(*offset, *len),
             What::SetLen(len) => Change::SetLen(*len),
+            What::Time => Change::Zero(0, 0),
         }
     }
 }

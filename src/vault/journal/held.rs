@@ -86,8 +86,12 @@ struct State {
     seal_count: u64,
     /// The inode number of the data file, once the journal needs it.
     inode: Option<u64>,
-    /// When what is held was written.
+    /// When what is held was written, or as when it was set since.
     mtime: Option<Timespec>,
+    /// It was set, and recovery would put it back to what the journal has.
+    is_time_due: bool,
+    /// The journal has something of this file.
+    is_in_journal: bool,
     /// Space is reserved in the data file up to here.
     reserved: u64,
     /// Why the data file did not take what the journal has; for the next who syncs it.
@@ -99,18 +103,26 @@ struct State {
 }
 
 impl State {
+    fn is_holding(&self) -> bool {
+        self.is_time_due || !self.runs.is_empty()
+    }
+
     fn end(&self) -> u64 {
         self.runs.last_key_value().map_or(0, |(_, run)| run.end())
     }
 
+    /// Returns when the file was modified last, as an entry has it; zeros where that is not known.
+    fn entry_mtime(&self) -> (i64, u32) {
+        self.mtime.map_or((0, 0), |mtime| (mtime.tv_sec, mtime.tv_nsec as u32))
+    }
+
     fn entry(&self, file: FileId) -> EntryFile {
-        let mtime = self.mtime.unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
         EntryFile {
             file,
             // Unknown, recovery looks at more files.
             inode: self.inode.unwrap_or(0),
             seal_count: self.seal_count,
-            mtime: (mtime.tv_sec, mtime.tv_nsec as u32),
+            mtime: self.entry_mtime(),
         }
     }
 }
@@ -131,13 +143,15 @@ impl<S: Storage> Held<S> {
         self.is_waiting.store(false, Ordering::Release);
         let state = self.state.read();
         let entry = state.entry(self.file);
-        let runs = joined(state.runs.values());
-        runs.map(|run| Taken {
+        let runs = joined(state.runs.values()).map(What::Run);
+        // With content the time comes too.
+        let time = (state.is_time_due && state.runs.is_empty()).then_some(What::Time);
+        let taken = |what| Taken {
             file: self.clone(),
             entry,
-            what: What::Run(run),
-        })
-        .collect()
+            what,
+        };
+        runs.chain(time).map(taken).collect()
     }
 
     /// Returns a change that comes after all that is held.
@@ -166,6 +180,7 @@ impl<S: Storage> Held<S> {
         // Readers wait: what they read from the file and what they take from here must be of one moment. Not for all of it: a disk may have to be read
         // for each of them.
         let mut state = self.state.write();
+        state.is_in_journal = true;
         for change in changes {
             if done == AT_ONCE {
                 RwLockWriteGuard::bump(&mut state);
@@ -186,6 +201,7 @@ impl<S: Storage> Held<S> {
                     state.durable = state.durable.max(offset + len);
                     state.refuse(self.storage.punch(*offset, *len));
                 }
+                What::Time => {}
                 What::SetLen(len) => {
                     released += state.release(*len..u64::MAX, u64::MAX);
                     state.durable = ALL;
@@ -198,7 +214,10 @@ impl<S: Storage> Held<S> {
         if let Some(mtime) = state.mtime.filter(|_| is_written) {
             result = result.and(self.storage.set_mtime(mtime));
         }
-        self.is_holding.store(!state.runs.is_empty(), Ordering::Release);
+        state.is_time_due &= changes
+            .last()
+            .is_none_or(|last| last.entry.mtime != state.entry_mtime());
+        self.is_holding.store(state.is_holding(), Ordering::Release);
         state.failed = result.err();
         released
     }
@@ -268,6 +287,7 @@ impl<S: Storage> Held<S> {
     pub fn note_checkpoint(&self) {
         let mut state = self.state.write();
         state.is_last_refused = false;
+        state.is_in_journal = false;
         if state.cut_in.take().is_some() {
             // Synced a moment ago. What came since, and waits for its own commit, is changed by way of the journal too.
             state.durable = self.storage.len().map_or(ALL, |len| len.max(state.end()));
@@ -322,6 +342,7 @@ impl<S> Drop for Journaled<S> {
         };
         let mut state = self.held.state.write();
         let released = mem::take(&mut state.runs).values().map(Run::len).sum();
+        state.is_time_due = false;
         self.held.is_holding.store(false, Ordering::Release);
         journal.held.fetch_sub(released, Ordering::Relaxed);
         // Without a number nothing of it was ever committed.
@@ -381,17 +402,26 @@ impl<S: Storage> Journaled<S> {
         }
     }
 
-    /// Changes the file's times by `set`, which returns when it was last modified then. What is held does not change that any more.
+    /// Changes the file's times by `set`, which returns when it was last modified then. What is held does not change that any more. Tells whether a
+    /// commit will have it durable.
     ///
     /// # Errors
     ///
     /// What `set` gives.
-    pub fn with_times(&self, set: impl FnOnce() -> io::Result<Option<Timespec>>) -> io::Result<()> {
+    pub fn with_times(&self, set: impl FnOnce() -> io::Result<Option<Timespec>>) -> io::Result<bool> {
         let mut state = self.held.state.write();
         if let Some(mtime) = set()? {
             state.mtime = Some(mtime);
+            state.is_time_due |= state.is_in_journal;
         }
-        Ok(())
+        let is_holding = state.is_holding();
+        self.held.is_holding.store(is_holding, Ordering::Release);
+        let is_time_due = state.is_time_due;
+        drop(state);
+        if let Some(journal) = self.journal.as_ref().filter(|_| is_time_due) {
+            journal.note_held(&self.held, 0, 0);
+        }
+        Ok(is_holding)
     }
 
     /// Tells whether what is durable is changed by way of a journal.
@@ -682,7 +712,7 @@ impl<S: Storage> Storage for Journaled<S> {
     fn announce(&self) -> io::Result<()> {
         // What is held becomes durable before all that follows it.
         match &self.journal {
-            Some(_) if self.held.is_holding() => Ok(()),
+            Some(_) if self.held_end() > 0 => Ok(()),
             _ => self.sync_data(),
         }
     }

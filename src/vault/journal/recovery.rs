@@ -406,6 +406,10 @@ pub(super) fn apply_to(file: &impl Storage, entries: &Entries<'_>) -> io::Result
                 write(file, blocks, PREAMBLE_SIZE)?;
             }
             Change::Write(offset, bytes) => write(file, bytes, offset)?,
+            Change::Zero(_, 0) => {
+                mtime = Some(entry.file.mtime);
+                continue;
+            }
             Change::Zero(offset, len) => file.punch(offset, len)?,
             Change::SetLen(len) => file.set_len(len)?,
         }

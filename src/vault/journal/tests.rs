@@ -64,6 +64,7 @@ struct Inner {
     /// Syncs that will fail, and what was to be synced is taken for written; and those that have.
     failing_syncs: usize,
     failed_syncs: usize,
+    mtime: Option<Timespec>,
 }
 
 impl Inner {
@@ -186,7 +187,8 @@ impl Storage for DiskFile {
         self.write_at(buf, offset).map_err(|short| short.error)
     }
 
-    fn set_mtime(&self, _: Timespec) -> io::Result<()> {
+    fn set_mtime(&self, mtime: Timespec) -> io::Result<()> {
+        self.inner().mtime = Some(mtime);
         Ok(())
     }
 
@@ -733,6 +735,37 @@ fn with_a_block_in_the_journal() -> (Arc<Journal<DiskFile>>, DiskFile, Arc<OnDis
     content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
     content.storage().sync_data().unwrap();
     (journal, disk, content)
+}
+
+#[test]
+fn a_time_that_was_set_and_synced_is_not_taken_back_by_recovery() {
+    for seconds in [1_000_000_000, 0] {
+        let (log, disk) = (DiskFile::default(), DiskFile::default());
+        let journal = journal_in(&log);
+        let mut file = Tracked::on(disk.clone(), 1, &journal);
+        file.content.write(PlainOffset(0), &pattern(4096, 1)).unwrap();
+        file.sync().unwrap();
+        file.content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
+        file.sync().unwrap();
+        let set = Timespec {
+            tv_sec: seconds,
+            tv_nsec: 0,
+        };
+        let set_mtime = || disk.set_mtime(set).map(|()| Some(set));
+        assert!(file.content.storage().with_times(set_mtime).unwrap());
+        file.sync().unwrap();
+        let mut chance = Chance(1);
+        log.lose_power(&mut chance);
+        recover(&[file], &log, None, &mut chance);
+        assert_eq!(disk.inner().mtime, Some(set));
+    }
+}
+
+#[test]
+fn a_time_that_the_journal_has_nothing_of_is_not_held() {
+    let (_journal, _disk, content) = with_a_durable_block();
+    let now = || Ok(Some(Timespec { tv_sec: 1, tv_nsec: 0 }));
+    assert!(!content.storage().with_times(now).unwrap());
 }
 
 /// Checks that a power cut after which there is no journal leaves the block as it was written last.
