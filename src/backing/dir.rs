@@ -331,6 +331,15 @@ impl Dir {
         Ok(fs::flock(&self.fd, operation)?)
     }
 
+    /// Gives the lock back.
+    ///
+    /// # Errors
+    ///
+    /// What flock(2) gives.
+    pub fn unlock(&self) -> io::Result<()> {
+        Ok(fs::flock(&self.fd, FlockOperation::Unlock)?)
+    }
+
     /// Removes a file.
     ///
     /// # Errors

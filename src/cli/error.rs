@@ -426,7 +426,7 @@ fn open_code(error: &OpenError) -> u8 {
         OpenError::NoCustomerKeys => KEY_REFUSED,
         OpenError::KeystoreOfVault { .. } => USAGE,
         OpenError::Newer { .. } => NEWER,
-        OpenError::InUse { .. } => IN_USE,
+        OpenError::InUse { .. } | OpenError::JournalInUse { .. } => IN_USE,
         OpenError::Unlock(UnlockError::NoSuchSlot(_) | UnlockError::NoSlotOfKind(_) | UnlockError::WrongSecret(_)) => {
             WRONG_SECRET
         }

@@ -216,7 +216,7 @@ impl From<&VaultHeader> for BodyV1 {
 }
 
 /// A vault header as read: its shape was checked, but nothing in it is to be believed yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnverifiedVaultHeader {
     header: VaultHeader,
     message: Vec<u8>,

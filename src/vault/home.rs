@@ -19,6 +19,8 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use self::{audit::AuditLog, keys::KeysInUse, source::KeyAsker};
@@ -61,6 +63,10 @@ use crate::{
         local::{DEFAULT_ALIAS, Standing, VaultLook, VaultUse},
     },
 };
+
+/// How long who reads waits for others, where a crash has left a journal, and how often it looks.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// The largest keystore file: the front, the largest body, the MAC.
 const KEYSTORE_SIZE_MAX: usize = 16 + BODY_SIZE_MAX + 32;
@@ -309,36 +315,77 @@ impl VaultHome {
         self.dir.open_dir(".")
     }
 
-    /// Writes what a crash left in the vault's journal to its files. With a shared lock it waits for nobody: while others read, the journal stays.
+    /// Writes what a crash left in the vault's journal to its files. With a shared lock it waits some seconds for others that read.
     ///
     /// `copied` applies a journal that is not where it was made.
     ///
     /// # Errors
     ///
-    /// What writing gives; the journal stays then.
+    /// What writing gives, and [`OpenError::JournalInUse`]; the journal stays then.
     pub fn recover(&self, vault: &Vault, lock: Lock, copied: bool) -> Result<Recovered, OpenError> {
+        self.recover_within(LOCK_WAIT, vault, lock, copied)
+    }
+
+    fn recover_within(&self, wait: Duration, vault: &Vault, lock: Lock, copied: bool) -> Result<Recovered, OpenError> {
         let io_error = |source| OpenError::Io {
             path: self.path.clone(),
             source,
         };
-        if !recovery::is_needed(&self.dir).map_err(io_error)? {
-            return Ok(Recovered::default());
+        let reads_only = lock != Lock::Exclusive;
+        let recover = || recovery::recover(vault, &self.dir, copied, reads_only).map_err(io_error);
+        if !reads_only || !recovery::is_needed(vault, &self.dir).map_err(io_error)? {
+            return recover();
         }
-        if lock == Lock::Exclusive {
-            return recovery::recover(vault, &self.dir, copied).map_err(io_error);
-        }
-        match self.dir.lock(false) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Recovered::default()),
-            result => result.map_err(io_error)?,
-        }
-        let recovered = recovery::recover(vault, &self.dir, copied);
-        self.dir.lock(true).map_err(io_error)?;
-        match recovered {
-            Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
-                log::warn!("the journal stays as it is on a medium that cannot be written: what it has is not seen");
-                Ok(Recovered::default())
+        let start = Instant::now();
+        loop {
+            // Whether it is got or not, the lock that there was is gone (flock(2)): another may have changed the vault before the next.
+            if self.try_lock(false)? {
+                let recovered = recover();
+                if !self.try_lock(true)? {
+                    return Err(OpenError::InUse {
+                        path: self.path.clone(),
+                    });
+                }
+                self.check_unchanged()?;
+                return recovered;
             }
-            recovered => recovered.map_err(io_error),
+            if self.try_lock(true)? && !recovery::is_needed(vault, &self.dir).map_err(io_error)? {
+                // Someone else has done it.
+                self.check_unchanged()?;
+                return Ok(Recovered::default());
+            }
+            if start.elapsed() > wait {
+                return Err(OpenError::JournalInUse {
+                    path: self.path.clone(),
+                });
+            }
+            // Others may wait for the same.
+            self.dir.unlock().map_err(io_error)?;
+            thread::sleep(LOCK_POLL);
+        }
+    }
+
+    /// Locks the vault as far as others let it be; tells whether they do.
+    fn try_lock(&self, shared: bool) -> Result<bool, OpenError> {
+        match self.dir.lock(shared) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(source) => Err(OpenError::Io {
+                path: self.path.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// Checks that the header is as it was read: it was not locked all the time.
+    fn check_unchanged(&self) -> Result<(), OpenError> {
+        let now = self.dir.read_small(VAULT_HEADER, VAULT_HEADER_MAX).unwrap_or_default();
+        let now = now.and_then(|bytes| UnverifiedVaultHeader::decode(&bytes).ok());
+        match now.is_some_and(|now| now == self.header) {
+            true => Ok(()),
+            false => Err(OpenError::InUse {
+                path: self.path.clone(),
+            }),
         }
     }
 

@@ -35,6 +35,8 @@ pub enum OpenError {
     KeystoreOfVault { path: PathBuf },
     /// Another process uses the vault.
     InUse { path: PathBuf },
+    /// A crash has left a journal, which others who read the vault keep from being applied.
+    JournalInUse { path: PathBuf },
     /// Files are on other devices than their directories.
     FilesApart { path: PathBuf },
     /// A file was made by a newer version: its format version, or none when it is a feature.
@@ -136,6 +138,11 @@ impl fmt::Display for OpenError {
             OpenError::InUse { path } => write!(
                 f,
                 "{}: vault is in use by another hushfs (mounted?): unmount it or wait",
+                path.display()
+            ),
+            OpenError::JournalInUse { path } => write!(
+                f,
+                "{}: a crash has left changes in its journal, which cannot be written to its files while others read the vault: wait until they end",
                 path.display()
             ),
             OpenError::FilesApart { path } => write!(f, "{}: {FILES_APART}", path.display()),

@@ -2,8 +2,12 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
+    backing::Storage,
     crypto::{block::Suite, passphrase::Hardness},
-    format::keystore::{KeyState, SlotId, VAULT_KEYS_MAX},
+    format::{
+        journal::JournalHeader,
+        keystore::{KeyState, SlotId, VAULT_KEYS_MAX},
+    },
     keystore::{KeyFile, NewKey, NewSecret, Passphrase, UnlockError},
     vault::VaultError,
 };
@@ -189,6 +193,62 @@ fn a_lock_keeps_out_who_it_excludes() {
     assert!(matches!(enter(Lock::Exclusive), Err(OpenError::InUse { .. })));
     drop(shared);
     enter(Lock::Exclusive).unwrap();
+}
+
+/// Makes a vault with a journal that a mount has begun, and that nobody has locked.
+fn with_a_journal() -> (tempfile::TempDir, Vault) {
+    let (temp, open) = vault();
+    let (vault, home) = open.into_vault();
+    let file = home.dir().create_file(&name::journal_file(7), 0o600).unwrap();
+    let header = JournalHeader {
+        vault: vault.id(),
+        place: file.place().unwrap().into(),
+        generation: 1,
+    };
+    file.write_at(&header.encode(&vault.journal_key()), 0).unwrap();
+    (temp, vault)
+}
+
+#[test]
+fn those_who_read_wait_for_each_other_where_there_is_a_journal() {
+    let (temp, vault) = with_a_journal();
+    let enter = || VaultHome::enter(temp.path(), Lock::Shared).unwrap();
+    let homes = [enter(), enter(), enter()];
+    let vault = &vault;
+    let recovered = thread::scope(|scope| {
+        let recover = |home: &VaultHome| home.recover(vault, Lock::Shared, false).unwrap().journals;
+        let threads = homes.each_ref().map(|home| scope.spawn(move || recover(home)));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(recovered.iter().sum::<usize>(), 1);
+    for home in &homes {
+        let locked = VaultHome::enter(temp.path(), Lock::Exclusive);
+        assert!(matches!(locked, Err(OpenError::InUse { .. })), "{home:?} has no lock");
+    }
+}
+
+#[test]
+fn a_journal_is_not_passed_over_while_someone_else_reads() {
+    let (temp, vault) = with_a_journal();
+    let enter = || VaultHome::enter(temp.path(), Lock::Shared).unwrap();
+    let (home, other) = (enter(), enter());
+    let at_once = |home: &VaultHome| home.recover_within(Duration::ZERO, &vault, Lock::Shared, false);
+    assert!(matches!(at_once(&home), Err(OpenError::JournalInUse { .. })));
+    drop(other);
+    assert_eq!(at_once(&home).unwrap().journals, 1);
+}
+
+#[test]
+fn who_waited_for_a_journal_takes_no_vault_that_was_changed_meanwhile() {
+    let (temp, vault) = with_a_journal();
+    let home = VaultHome::enter(temp.path(), Lock::Shared).unwrap();
+    let path = temp.path().join(VAULT_HEADER);
+    let mut header = fs::read(&path).unwrap();
+    let last = header.len() - 1;
+    header[last] ^= 1;
+    fs::write(&path, header).unwrap();
+    let recovered = home.recover(&vault, Lock::Shared, false);
+    assert!(matches!(recovered, Err(OpenError::InUse { .. })));
 }
 
 #[test]

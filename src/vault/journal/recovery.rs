@@ -36,13 +36,13 @@ pub struct Recovered {
     pub foreign: usize,
 }
 
-/// Tells whether there is a journal in a vault's directory: it is mounted, or a mount of it ended by a crash.
+/// Tells whether there is a journal in a vault's directory that is no copy from elsewhere: it is mounted, or a mount of it ended by a crash.
 ///
 /// # Errors
 ///
-/// What listing the directory gives.
-pub fn is_needed(root: &Dir) -> io::Result<bool> {
-    Ok(!journals(root)?.is_empty())
+/// What listing the directory or reading a journal gives.
+pub fn is_needed(vault: &Vault, root: &Dir) -> io::Result<bool> {
+    Ok(journals(root)?.len() > copies(vault, root)?.len())
 }
 
 fn journals(root: &Dir) -> io::Result<Vec<String>> {
@@ -88,12 +88,13 @@ fn is_copy(header: &JournalHeader, file: &BackingFile) -> io::Result<bool> {
 
 /// Writes what is in a vault's journals to its data files, durably, and removes them. Nobody else may use the vault meanwhile.
 ///
-/// `copied` applies journals that are not where they were made: for a vault that was copied as a crash had left it.
+/// `copied` applies journals that are not where they were made: for a vault that was copied as a crash had left it. For who does `not_write` after it a
+/// journal may stay that cannot be removed.
 ///
 /// # Errors
 ///
 /// What reading a journal or writing a data file gives: the journal stays, and may be tried again.
-pub fn recover(vault: &Vault, root: &Dir, copied: bool) -> io::Result<Recovered> {
+pub fn recover(vault: &Vault, root: &Dir, copied: bool, not_write: bool) -> io::Result<Recovered> {
     let mut recovered = Recovered::default();
     for name in journals(root)? {
         recovered.journals += 1;
@@ -103,7 +104,7 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool) -> io::Result<Recovered>
         // Made and not begun before a crash, or nothing of this vault's: no entry of it was ever relied on.
         let Some(header) = header_of(vault, &bytes) else {
             log::info!("{name} was never begun, or is not of this vault: removed");
-            root.unlink(&name)?;
+            remove(root, &name, not_write)?;
             continue;
         };
         if !copied && is_copy(&header, &file)? {
@@ -114,8 +115,7 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool) -> io::Result<Recovered>
         let groups = bytes.get(FIRST_GROUP as usize..).unwrap_or_default();
         let entries = journal::decode_groups(groups, header.generation, &key).map_err(io::Error::other)?;
         apply(root, &entries, copied, &mut recovered)?;
-        root.unlink(&name)?;
-        root.sync()?;
+        remove(root, &name, not_write)?;
     }
     if recovered.files > 0 {
         log::info!(
@@ -130,6 +130,23 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool) -> io::Result<Recovered>
         );
     }
     Ok(recovered)
+}
+
+fn remove(root: &Dir, name: &str, may_stay: bool) -> io::Result<()> {
+    match root.unlink(name) {
+        Err(error) if may_stay && may_not_write(&error) => {
+            log::debug!("{name} has nothing that the files have not, and stays: {error}");
+            Ok(())
+        }
+        result => result.and_then(|()| root.sync()),
+    }
+}
+
+fn may_not_write(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+    )
 }
 
 fn read(file: &BackingFile) -> io::Result<Vec<u8>> {
@@ -165,8 +182,16 @@ fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recove
             Ok((dir, listed)) => {
                 each_data_file(dir, &listed, copied, &mut |data_file, file| {
                     wanted.remove(&data_file);
+                    let entries = &files[&data_file];
+                    if !file.is_writable() {
+                        return if is_due(file, entries)? {
+                            Err(unwritable())
+                        } else {
+                            Ok(())
+                        };
+                    }
                     recovered.files += 1;
-                    apply_to(file, &files[&data_file])
+                    apply_to(file, entries)
                 })?;
                 descent.enter_later(listed.below);
             }
@@ -380,6 +405,20 @@ pub(super) fn preamble_of(file: &impl Storage) -> io::Result<Option<UnverifiedPr
 
 fn id_of(file: &BackingFile) -> io::Result<Option<FileId>> {
     Ok(preamble_of(file)?.map(|preamble| preamble.file()))
+}
+
+/// Tells whether entries say more than is known to be in a data file.
+fn is_due(file: &impl Storage, entries: &Entries<'_>) -> io::Result<bool> {
+    let present = preamble_of(file)?;
+    let sealed = present.map(|present| present.claimed_seal_count());
+    let is_later = |entry: &Entry<'_>| sealed.is_some_and(|sealed| entry.file.seal_count >= sealed);
+    Ok(entries.iter().any(is_later))
+}
+
+fn unwritable() -> io::Error {
+    let what = "a crash has left changes in its journal that cannot be written to its files here: copy it to where they can, and mount the copy with \
+                --apply-journal";
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, what)
 }
 
 /// Does to a data file what the journal has of it.

@@ -49,6 +49,26 @@ fn make_directory(dir: &Dir, name: &str) -> Dir {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_keeps_the_journal_unless_it_was_sealed_since() {
+    let temporary = TempDir::new().unwrap();
+    let root = Dir::open(temporary.path()).unwrap();
+    let mut entry = data_file(&root, 1);
+    let read_only = root.open_file(&disk_name("file"), true).unwrap();
+    assert!(is_due(&read_only, &vec![entry]).unwrap());
+    let seal_key = DataKey::new(KeyBytes::copy_of(&[1; 32])).seal_key(entry.file.file, 1);
+    let sealed = Preamble {
+        seal_count: 3,
+        ..Preamble::new(entry.file.file, [0; 32])
+    };
+    let file = root.open_file(&disk_name("file"), false).unwrap();
+    file.write_at(&sealed.encode(&seal_key), 0).unwrap();
+    for (seal_count, is_later) in [(2, false), (3, true)] {
+        entry.file.seal_count = seal_count;
+        assert_eq!(is_due(&read_only, &vec![entry]).unwrap(), is_later, "{seal_count}");
+    }
+}
+
+#[test]
 fn a_file_is_found_at_the_end_of_a_path_that_is_longer_than_the_kernel_takes() {
     const DEPTH: usize = 5 * OPEN_MAX;
     let temporary = TempDir::new().unwrap();
