@@ -18,13 +18,17 @@ mod xattr;
 
 use std::{
     num::NonZeroUsize,
+    os::fd::AsRawFd,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use rustix::fs::{FileType, Stat};
+use rustix::{
+    fs::{FileType, Stat},
+    io::Errno,
+};
 
 pub use attr::{Attr, SetAttr, SetTime, Time};
 pub use directory::NameIn;
@@ -42,7 +46,7 @@ use self::{
     sealer::SealQueue,
 };
 use crate::{
-    backing::{Dir, Entry, process},
+    backing::{BackingFile, Dir, Entry, process},
     format::{link, name::NAME_MAX},
     ids::Epoch,
     vault::{
@@ -66,6 +70,9 @@ const REMOVED_LATELY: Duration = Duration::from_secs(1);
 
 /// How often an entry is looked at that someone else changes.
 const CHANGES_MAX: usize = 4;
+
+/// Descriptors that no data file gets; fewer where there are few at all.
+const DESCRIPTORS_KEPT: u64 = 64;
 
 /// How long a look-up waits for who renames, opens or seals a file that has another name.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
@@ -143,6 +150,8 @@ pub struct Fs {
     journal: Option<Arc<FileJournal>>,
     /// The local record, where there is one.
     watch: Option<Watch>,
+    /// Data files have descriptors below this one.
+    data_files_end: u64,
 }
 
 /// A node with its attributes: what a look-up gives.
@@ -197,6 +206,8 @@ impl Fs {
             seal_queue: SealQueue::new(options.cached_descriptors),
             journal,
             watch: None,
+            data_files_end: process::descriptor_limit()
+                .map_or(u64::MAX, |limit| limit - DESCRIPTORS_KEPT.min(limit / 4)),
         })
     }
 
@@ -584,6 +595,7 @@ impl Fs {
         }
         let dir = self.dir(&link.parent)?;
         let backing = dir.open_file(&link.disk, self.options.read_only)?;
+        self.check_reserve(&backing)?;
         let at = self.found_at(link)?;
         let file = VaultFile::load(&self.vault, backing, self.journal.clone(), &dir, at)
             .map_err(self.at(&link.parent, &link.disk))?;
@@ -724,6 +736,18 @@ impl Fs {
                 act()
             }
             result => result,
+        }
+    }
+
+    /// Keeps back the last descriptors, for what open files need to be written and synced: their headers and directories.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE for a data file that has one of them: the lowest that is free is what open(2) gives.
+    fn check_reserve(&self, file: &BackingFile) -> FsResult<()> {
+        match file.fd().as_raw_fd() as u64 >= self.data_files_end {
+            true => Err(Errno::MFILE.into()),
+            false => Ok(()),
         }
     }
 

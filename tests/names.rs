@@ -8,7 +8,11 @@ mod unmounted;
 #[path = "names/copies.rs"]
 mod copies;
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use hushfs::{
     fs::{Caller, Fs, NameIn, ROOT},
@@ -74,6 +78,33 @@ fn a_file_is_not_sealed_for_a_name_that_is_going() {
     let (fs, _home, _) = open(&bench);
     let id = fs.look_up(ROOT, b"stays").unwrap().node.id;
     fs.open(id, false).unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_be_made_durable_keeps_no_other_from_being_sealed() {
+    let bench = Bench::with_init_options(&[]);
+    let (fs, home, caller) = open(&bench);
+    fs.release(create(&fs, b"first", caller));
+    let headers = || {
+        let entries = fs::read_dir(bench.vault()).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "hush"))
+    };
+    let own: BTreeSet<_> = ["vault.hush", "keystore.hush", "dir.hush"].map(PathBuf::from).into();
+    let header = headers()
+        .find(|path| !own.contains(Path::new(path.file_name().unwrap())))
+        .unwrap();
+    fs::remove_file(header).unwrap();
+    for name in [b"second", b"third!"] {
+        fs.release(create(&fs, name, caller));
+    }
+    fs.seal_all();
+    drop((fs, home));
+    let output = bench.run("fsck", &[]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    // The first cannot even be looked at.
+    assert!(said.contains("header"), "{said}");
+    assert!(!said.contains("unclean end"), "{said}");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::{Resource, getrlimit};
+
 /// Tells whether a process has a group among its supplementary ones; no if it is gone or not to be seen from here.
 ///
 /// FUSE hands on a caller's user and first group only. The list is in `/proc/PID/status` (proc_pid_status(5)).
@@ -11,6 +13,11 @@ pub fn is_in_group(pid: u32, gid: u32) -> bool {
     };
     let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
     groups.is_some_and(|groups| groups.split_whitespace().any(|group| group.parse() == Ok(gid)))
+}
+
+/// Returns how many descriptors this process may have open; nothing where there is no limit.
+pub fn descriptor_limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
 }
 
 /// Gives memory back to the kernel that was freed but is kept for later.

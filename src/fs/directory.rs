@@ -269,6 +269,7 @@ impl Fs {
         let birth = self.birth(&directory.node, libc::S_IFREG | mode & 0o7777, caller)?;
         let file = directory.dir.create_file(&disk.entry, birth.first_mode() & 0o7777)?;
         let give = || -> FsResult<Stat> {
+            self.check_reserve(&file)?;
             if self.gives_to(caller) {
                 self.give_to(caller, &directory, &Entry::of(&file)?, birth.first_mode())?;
             }

@@ -4,7 +4,7 @@
 //! same. The seal itself needs no sync: a seal that never reached the disk was never set.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -19,7 +19,7 @@ use super::{
     node::{Link, Node},
 };
 use crate::{
-    backing::process,
+    backing::{Dir, process},
     vault::{
         content::SealTicket,
         file::{HeaderCount, VaultFile},
@@ -57,6 +57,8 @@ struct QueueState {
     waiting: VecDeque<Waiting>,
     /// Files whose keys may not be used now; they come back with the keys.
     parked: Vec<Arc<Node>>,
+    /// Nodes of which the log has that they cannot be made durable.
+    told: BTreeSet<u64>,
     stopped: bool,
 }
 
@@ -305,7 +307,7 @@ impl Fs {
         if candidates.is_empty() && renamed.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.make_durable(&candidates, &renamed) {
+        if let Err(error) = self.make_durable(&mut candidates, &mut renamed) {
             log::warn!("sealing put off: the backing filesystem does not sync: {error}");
             let renamed = renamed.iter().map(|(node, _)| node);
             for node in candidates.iter().map(|candidate| &candidate.node).chain(renamed) {
@@ -376,7 +378,8 @@ impl Fs {
         }
     }
 
-    fn make_durable(&self, candidates: &[Candidate], renamed: &[(Arc<Node>, u32)]) -> FsResult<()> {
+    /// Makes files durable, and renames; those that cannot be are put off, and the others stay.
+    fn make_durable(&self, candidates: &mut Vec<Candidate>, renamed: &mut Vec<(Arc<Node>, u32)>) -> FsResult<()> {
         if let Some(journal) = &self.journal {
             // A seal speaks of what is in the data file.
             journal.commit()?;
@@ -394,44 +397,68 @@ impl Fs {
         Ok(())
     }
 
-    fn make_durable_one_by_one(&self, candidates: &[Candidate], renamed: &[(Arc<Node>, u32)]) -> FsResult<()> {
+    fn make_durable_one_by_one(
+        &self,
+        candidates: &mut Vec<Candidate>,
+        renamed: &mut Vec<(Arc<Node>, u32)>,
+    ) -> FsResult<()> {
         // Once each, however many of the files lie in it.
         let mut directories = BTreeMap::new();
-        let (mut with_headers, mut moved) = (Vec::new(), Vec::new());
-        for candidate in candidates {
-            if candidate.file.header_needs_sync()
-                && let (Some(at), Some(id)) = (&*candidate.node.link.lock(), candidate.file.id())
-            {
-                let dir = self.dir(&at.parent)?;
-                candidate.file.sync_header(&dir, id)?;
-                directories.insert(at.parent.id, dir);
-                with_headers.push(candidate);
-            }
-            // A seal says by which name there is a file, and that must not be on disk before the name is: a file that has lost or changed one is synced with
-            // its attributes, and the names with them (ext4, XFS, Btrfs).
-            let has_moved = candidate.node.move_needs_sync();
-            candidate.file.sync_unasked(has_moved)?;
-            if has_moved {
-                moved.push(candidate);
-            }
-        }
-        let moved_nodes = moved.iter().map(|candidate| &candidate.node);
-        for node in renamed.iter().map(|(node, _)| node).chain(moved_nodes) {
-            let parent = node.link.lock().as_ref().map(|link| link.parent.clone());
-            if let Some(parent) = parent {
-                directories.insert(parent.id, self.dir(&parent)?);
-            }
-        }
+        let (mut with_headers, mut moved) = (BTreeSet::new(), BTreeSet::new());
+        candidates.retain(|candidate| {
+            self.done_or_later(&candidate.node, || {
+                if candidate.file.header_needs_sync()
+                    && let (Some(at), Some(id)) = (&*candidate.node.link.lock(), candidate.file.id())
+                {
+                    let dir = self.dir(&at.parent)?;
+                    candidate.file.sync_header(&dir, id)?;
+                    directories.insert(at.parent.id, dir);
+                    with_headers.insert(candidate.node.id);
+                }
+                // A seal says by which name there is a file, and that must not be on disk before the name is: a file that has lost or changed one is synced
+                // with its attributes, and the names with them (ext4, XFS, Btrfs).
+                let has_moved = candidate.node.move_needs_sync();
+                candidate.file.sync_unasked(has_moved)?;
+                if has_moved {
+                    self.add_directory(&candidate.node, &mut directories)?;
+                    moved.insert(candidate.node.id);
+                }
+                Ok(())
+            })
+        });
+        renamed.retain(|(node, _)| self.done_or_later(node, || self.add_directory(node, &mut directories)));
         for dir in directories.values() {
             dir.sync()?;
         }
-        for candidate in with_headers {
-            candidate.file.headers_were_synced(candidate.headers);
-        }
-        for candidate in moved {
-            candidate.node.moves_were_synced(candidate.moves);
+        for candidate in candidates {
+            if with_headers.contains(&candidate.node.id) {
+                candidate.file.headers_were_synced(candidate.headers);
+            }
+            if moved.contains(&candidate.node.id) {
+                candidate.node.moves_were_synced(candidate.moves);
+            }
         }
         Ok(())
+    }
+
+    fn add_directory(&self, node: &Node, directories: &mut BTreeMap<u64, Arc<Dir>>) -> FsResult<()> {
+        let parent = node.link.lock().as_ref().map(|link| link.parent.clone());
+        if let Some(parent) = parent {
+            directories.insert(parent.id, self.dir(&parent)?);
+        }
+        Ok(())
+    }
+
+    /// Tells whether something could be done with a node; if not, the node is looked at again later, and nothing else waits for it.
+    fn done_or_later(&self, node: &Arc<Node>, act: impl FnOnce() -> FsResult<()>) -> bool {
+        let Err(error) = act() else { return true };
+        let path = self.disk_path(node);
+        match self.seal_queue.state.lock().told.insert(node.id) {
+            true => log::warn!("{path:?} stays unsealed, it cannot be made durable: {error}"),
+            false => log::debug!("{path:?} stays unsealed: {error}"),
+        }
+        self.seal_queue.push(node);
+        false
     }
 
     /// Tells whether a file has one name, and that is it: another one may be going just now, and be this one.

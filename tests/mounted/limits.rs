@@ -2,7 +2,8 @@
 
 use std::{
     ffi::CString,
-    fs, io,
+    fs,
+    io::{self, Write},
     mem::MaybeUninit,
     os::unix::{
         ffi::OsStrExt,
@@ -371,6 +372,15 @@ fn few_descriptors_are_enough_for_many_files_and_too_many_open_ones_are_told_so(
         assert_eq!(content, format!("{i}/{j}").into_bytes());
     }
     open.clear();
+    // New ones that are open can still get their headers.
+    let new = |i| fs::File::create_new(bench.mnt().join(format!("new {i}")));
+    let mut new: Vec<_> = (0..DESCRIPTORS).map_while(|i| new(i).ok()).collect();
+    assert!(new.len() > 50, "only {} files can be open", new.len());
+    for file in &mut new {
+        file.write_all(b"written").unwrap();
+        file.sync_all().unwrap();
+    }
+    drop(new);
     let deadline = Instant::now() + Duration::from_secs(60);
     // A handle is given back after close(2) has returned.
     while let Err(error) = fs::write(bench.mnt().join("afterwards"), "afterwards") {
