@@ -798,8 +798,9 @@ impl<S: Storage> Content<S> {
             state.size = reached;
         }
         let broken = BlockIndex(blocks.first.0 + whole);
+        let is_broken = short.written as u64 > whole * self.layout.stride();
         let old_len = self.layout.plain_len(broken, old_size) as usize;
-        if old_len > 0 && broken <= blocks.last {
+        if is_broken && old_len > 0 && broken <= blocks.last {
             let plain = match merged.iter().find(|(block, _)| *block == broken) {
                 Some((_, plain)) => &plain[..old_len],
                 None => &blocks.slice(&self.layout, broken, data)[..old_len],
@@ -807,7 +808,9 @@ impl<S: Storage> Content<S> {
             self.mend_block(state, broken, plain);
         }
         if state.preamble_stored {
-            self.drop_excess(state, self.layout.cipher_size(state.size));
+            if short.written > 0 {
+                self.drop_excess(state, self.layout.cipher_size(state.size));
+            }
         } else {
             // The next write begins there too.
             let _ = self.storage.set_len(0);

@@ -21,6 +21,8 @@ struct Inner {
     capacity: Option<usize>,
     /// The file cannot become longer than this; nothing may be stored behind it.
     len_max: Option<usize>,
+    /// Changes that were tried.
+    tried: usize,
     /// Changes that still succeed; none after it, as if the process had been killed.
     changes_left: Option<usize>,
     syncs: usize,
@@ -35,6 +37,7 @@ impl Memory {
 
     fn change<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> io::Result<R> {
         let mut inner = self.0.lock().unwrap();
+        inner.tried += 1;
         if let Some(left) = &mut inner.changes_left {
             if *left == 0 {
                 return Err(io::Error::other("killed"));
@@ -572,6 +575,31 @@ fn a_file_that_cannot_become_longer_is_whole_where_it_is_killed_at_any_step() {
             load(&memory).unwrap().verify(|_| ()).unwrap();
         }
     }
+}
+
+#[test]
+fn a_write_of_which_nothing_was_stored_is_not_mended() {
+    let memory = Memory::default();
+    let content = create(&memory);
+    let old = pattern(9000, 1);
+    content.write(PlainOffset(0), &old).unwrap();
+    let tried = |changes_left, capacity| {
+        let mut inner = memory.0.lock().unwrap();
+        (inner.changes_left, inner.capacity) = (changes_left, capacity);
+        let before = inner.tried;
+        drop(inner);
+        assert!(content.write(PlainOffset(10), &[9; 5000]).is_err());
+        memory.0.lock().unwrap().tried - before
+    };
+    assert_eq!(tried(Some(0), None), 1, "the write");
+    assert_eq!(read_all(&content).unwrap(), old);
+    // A block of it was stored, and nothing of the next.
+    assert_eq!(
+        tried(None, Some(256 + 4124)),
+        2,
+        "the write, and the cut of what it may have left"
+    );
+    assert_eq!(read_all(&content).unwrap()[4096..], old[4096..]);
 }
 
 #[test]
