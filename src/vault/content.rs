@@ -522,7 +522,6 @@ impl<S: Storage> Content<S> {
         let blocks = BlockRange::new(&self.layout, offset, data.len());
         let buffer_len = PREAMBLE_SIZE as usize + (blocks.count() * self.layout.stride()) as usize;
         with_buffer(&SEALED, buffer_len, |buffer| {
-            let (preamble_space, sealed) = buffer.split_at_mut(PREAMBLE_SIZE as usize);
             let mut added = BlockSum::default();
             let whole = blocks.whole(&self.layout);
             if !whole.is_empty() {
@@ -530,63 +529,81 @@ impl<S: Storage> Content<S> {
                 let first = BlockIndex(whole.start);
                 let from = (self.layout.plain_start(first).0 - blocks.start) as usize;
                 let len = (whole.end - whole.start) * self.layout.block_size();
-                let at = blocks.position(&self.layout, first);
-                let sealed = &mut sealed[at..][..self.layout.sealed_len(len) as usize];
+                let at = PREAMBLE_SIZE as usize + blocks.position(&self.layout, first);
+                let sealed = &mut buffer[at..][..self.layout.sealed_len(len) as usize];
                 added += self.seal_run(first, &data[from..][..len as usize], sealed);
             }
             let mut state = self.state.write();
             let leaves_hole =
                 self.layout.plain_start(blocks.first).0 > state.size.0.next_multiple_of(self.layout.block_size());
             self.start_change(&mut state, leaves_hole)?;
+            let old_size = state.size;
             self.pad_tail_before(&mut state, blocks.first)?;
-            let mut sealed_len = blocks.count() as usize * self.layout.stride() as usize;
-            let mut merged: Vec<(BlockIndex, Vec<u8>)> = Vec::new();
-            for block in blocks.edges(&self.layout) {
-                let within = blocks.within(&self.layout, block);
-                let new = blocks.slice(&self.layout, block, data);
-                let replaces_all = within.start == 0 && within.end as u64 >= self.layout.plain_len(block, state.size);
-                let plain = if replaces_all {
-                    new
-                } else {
-                    merged.push((block, self.merge(&state, block, within, new)?));
-                    &merged[merged.len() - 1].1
-                };
-                let at = blocks.position(&self.layout, block);
-                let end = at + self.layout.sealed_len(plain.len() as u64) as usize;
-                added += self.seal_run(block, plain, &mut sealed[at..end]);
-                if block == blocks.last {
-                    sealed_len = end;
-                }
+            let padded_size = state.size;
+            let written = self.write_blocks(&mut state, &blocks, data, (buffer, added));
+            if written.is_err() && state.size == padded_size {
+                self.take_back_pad(&mut state, old_size);
             }
-            if !state.preamble_stored && blocks.first.0 > 0 {
-                self.store_preamble(&mut state)?;
-            }
-            self.forget_terms(&mut state, blocks.first, blocks.last)?;
-            let written = if state.preamble_stored {
-                self.storage
-                    .write_at(&sealed[..sealed_len], self.layout.cipher_start(blocks.first).0)
-            } else {
-                // A new file's preamble and first blocks in one write.
-                preamble_space.copy_from_slice(&state.preamble.encode(&self.seal_key));
-                let result = self.storage.write_at(&buffer[..PREAMBLE_SIZE as usize + sealed_len], 0);
-                state.preamble_stored = !matches!(&result, Err(short) if short.written < PREAMBLE_SIZE as usize);
-                result.map_err(|short| ShortWrite {
-                    written: short.written.saturating_sub(PREAMBLE_SIZE as usize),
-                    error: short.error,
-                })
-            };
-            state.changes += 1;
-            match written {
-                Ok(()) => {
-                    state.size = state.size.max(PlainSize(blocks.end));
-                    if let Some(sum) = &mut state.sum {
-                        *sum += added;
-                    }
-                    Ok(())
-                }
-                Err(short) => Err(self.mend_short_write(&mut state, &blocks, data, &merged, short)),
-            }
+            written
         })
+    }
+
+    /// Writes blocks from a buffer that has room for the preamble before them; the whole ones are sealed there, and what they add to the sum is given.
+    fn write_blocks(
+        &self,
+        state: &mut ContentState,
+        blocks: &BlockRange,
+        data: &[u8],
+        (buffer, mut added): (&mut [u8], BlockSum),
+    ) -> Result<(), ContentError> {
+        let (preamble_space, sealed) = buffer.split_at_mut(PREAMBLE_SIZE as usize);
+        let mut sealed_len = blocks.count() as usize * self.layout.stride() as usize;
+        let mut merged: Vec<(BlockIndex, Vec<u8>)> = Vec::new();
+        for block in blocks.edges(&self.layout) {
+            let within = blocks.within(&self.layout, block);
+            let new = blocks.slice(&self.layout, block, data);
+            let replaces_all = within.start == 0 && within.end as u64 >= self.layout.plain_len(block, state.size);
+            let plain = if replaces_all {
+                new
+            } else {
+                merged.push((block, self.merge(state, block, within, new)?));
+                &merged[merged.len() - 1].1
+            };
+            let at = blocks.position(&self.layout, block);
+            let end = at + self.layout.sealed_len(plain.len() as u64) as usize;
+            added += self.seal_run(block, plain, &mut sealed[at..end]);
+            if block == blocks.last {
+                sealed_len = end;
+            }
+        }
+        if !state.preamble_stored && blocks.first.0 > 0 {
+            self.store_preamble(state)?;
+        }
+        self.forget_terms(state, blocks.first, blocks.last)?;
+        let written = if state.preamble_stored {
+            self.storage
+                .write_at(&sealed[..sealed_len], self.layout.cipher_start(blocks.first).0)
+        } else {
+            // A new file's preamble and first blocks in one write.
+            preamble_space.copy_from_slice(&state.preamble.encode(&self.seal_key));
+            let result = self.storage.write_at(&buffer[..PREAMBLE_SIZE as usize + sealed_len], 0);
+            state.preamble_stored = !matches!(&result, Err(short) if short.written < PREAMBLE_SIZE as usize);
+            result.map_err(|short| ShortWrite {
+                written: short.written.saturating_sub(PREAMBLE_SIZE as usize),
+                error: short.error,
+            })
+        };
+        state.changes += 1;
+        match written {
+            Ok(()) => {
+                state.size = state.size.max(PlainSize(blocks.end));
+                if let Some(sum) = &mut state.sum {
+                    *sum += added;
+                }
+                Ok(())
+            }
+            Err(short) => Err(self.mend_short_write(state, blocks, data, &merged, short)),
+        }
     }
 
     /// Returns a block's content after a write to a part of it.
@@ -623,6 +640,22 @@ impl<S: Storage> Content<S> {
         self.replace_block(state, tail, &plain, &plain[..old_len])?;
         state.size = PlainSize(self.layout.plain_start(tail).0 + len as u64);
         Ok(())
+    }
+
+    /// Gives a file whose last block was filled with zeros for what has failed then the size that it had before.
+    fn take_back_pad(&self, state: &mut ContentState, old: PlainSize) {
+        if state.size == old {
+            return;
+        }
+        let tail = self.layout.block_of(PlainOffset(old.0));
+        let tail_len = self.layout.plain_len(tail, old) as usize;
+        if let Err(error) = self.cut_inside(state, old, (tail, tail_len)) {
+            log::warn!(
+                "{} bytes became {}, the last of them zeros: {error}",
+                old.0,
+                state.size.0
+            );
+        }
     }
 
     /// Seals and stores one block in place of what is there, which is put back where only a part of the new one could be stored.
@@ -765,8 +798,9 @@ impl<S: Storage> Content<S> {
             state.size = reached;
         }
         let broken = BlockIndex(blocks.first.0 + whole);
+        let is_broken = short.written as u64 > whole * self.layout.stride();
         let old_len = self.layout.plain_len(broken, old_size) as usize;
-        if old_len > 0 && broken <= blocks.last {
+        if is_broken && old_len > 0 && broken <= blocks.last {
             let plain = match merged.iter().find(|(block, _)| *block == broken) {
                 Some((_, plain)) => &plain[..old_len],
                 None => &blocks.slice(&self.layout, broken, data)[..old_len],
@@ -774,7 +808,9 @@ impl<S: Storage> Content<S> {
             self.mend_block(state, broken, plain);
         }
         if state.preamble_stored {
-            self.drop_excess(state, self.layout.cipher_size(state.size));
+            if short.written > 0 {
+                self.drop_excess(state, self.layout.cipher_size(state.size));
+            }
         } else {
             // The next write begins there too.
             let _ = self.storage.set_len(0);
@@ -983,6 +1019,7 @@ impl<S: Storage> Content<S> {
         let block_size = self.layout.block_size();
         let tail_end = state.size.0.next_multiple_of(block_size);
         self.start_change(state, new.0 > tail_end)?;
+        let old = state.size;
         if !state.size.0.is_multiple_of(block_size) {
             let tail = BlockIndex(state.size.0 / block_size);
             let len = self.layout.plain_len(tail, new) as usize;
@@ -992,7 +1029,11 @@ impl<S: Storage> Content<S> {
             self.store_preamble(state)?;
         }
         if new > state.size {
-            self.storage.set_len(self.layout.cipher_size(new).0)?;
+            // The last block first: a crash between leaves a whole one at the end.
+            if let Err(error) = self.storage.set_len(self.layout.cipher_size(new).0) {
+                self.take_back_pad(state, old);
+                return Err(error.into());
+            }
             state.size = new;
             state.changes += 1;
         }

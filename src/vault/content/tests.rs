@@ -19,6 +19,10 @@ struct Inner {
     bytes: Vec<u8>,
     /// No byte may be stored at or behind this offset.
     capacity: Option<usize>,
+    /// The file cannot become longer than this; nothing may be stored behind it.
+    len_max: Option<usize>,
+    /// Changes that were tried.
+    tried: usize,
     /// Changes that still succeed; none after it, as if the process had been killed.
     changes_left: Option<usize>,
     syncs: usize,
@@ -33,6 +37,7 @@ impl Memory {
 
     fn change<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> io::Result<R> {
         let mut inner = self.0.lock().unwrap();
+        inner.tried += 1;
         if let Some(left) = &mut inner.changes_left {
             if *left == 0 {
                 return Err(io::Error::other("killed"));
@@ -64,14 +69,14 @@ impl Storage for Memory {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
         let written = self.change(|inner| {
-            let fits = inner
-                .capacity
-                .map_or(buf.len(), |c| c.saturating_sub(offset as usize).min(buf.len()));
+            let limits = [inner.capacity, inner.len_max].into_iter().flatten();
+            let fits = limits.fold(buf.len(), |fits, limit| fits.min(limit.saturating_sub(offset as usize)));
             let end = offset as usize + fits;
-            if fits > 0 && inner.bytes.len() < end {
-                inner.bytes.resize(end, 0);
+            if fits > 0 {
+                let len = inner.bytes.len().max(end);
+                inner.bytes.resize(len, 0);
+                inner.bytes[offset as usize..end].copy_from_slice(&buf[..fits]);
             }
-            inner.bytes[offset as usize..][..fits].copy_from_slice(&buf[..fits]);
             fits
         });
         match written {
@@ -93,7 +98,13 @@ impl Storage for Memory {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(|inner| inner.bytes.resize(len as usize, 0))
+        self.change(|inner| {
+            if inner.len_max.is_some_and(|max| len as usize > max) {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            inner.bytes.resize(len as usize, 0);
+            Ok(())
+        })?
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -124,6 +135,8 @@ impl Storage for Memory {
         Ok(())
     }
 }
+
+type Change = fn(&Content<Memory>) -> Result<(), ContentError>;
 
 const FILE: FileId = FileId([4; 16]);
 
@@ -277,7 +290,6 @@ fn put_block(memory: &Memory, index: usize, block: &[u8]) {
 
 #[test]
 fn a_block_that_is_zeroed_before_it_is_freed_or_overwritten_does_not_stay_in_the_sum() {
-    type Change = fn(&Content<Memory>) -> Result<(), ContentError>;
     let changes: [(usize, Change); 6] = [
         (1, |content| content.punch(PlainOffset(4096), 4096)),
         (1, |content| content.punch(PlainOffset(100), 9000)),
@@ -324,7 +336,6 @@ fn a_block_that_is_zeroed_before_it_is_freed_or_overwritten_does_not_stay_in_the
 
 #[test]
 fn zeros_that_a_crash_has_left_can_be_overwritten_and_freed() {
-    type Change = fn(&Content<Memory>) -> Result<(), ContentError>;
     let changes: [Change; 4] = [
         |content| content.write(PlainOffset(4096), &[9; 4096]),
         |content| content.punch(PlainOffset(0), 3 * 4096),
@@ -499,6 +510,96 @@ fn a_full_disk_keeps_the_last_block_where_it_cannot_become_longer() {
             }
         }
     }
+}
+
+/// Changes that need more than three blocks, and so fail for [`with_three_blocks_at_most`].
+const TOO_LONG: [Change; 3] = [
+    |content| content.set_size(PlainSize(10 * 4096 + 3)),
+    |content| content.write(PlainOffset(10 * 4096), b"behind"),
+    |content| content.write(PlainOffset(10 * 4096 + 7), &[9; 9000]),
+];
+
+fn with_three_blocks_at_most(old: &[u8], is_sealed: bool) -> (Memory, Content<Memory>) {
+    let memory = Memory::default();
+    let content = create(&memory);
+    content.write(PlainOffset(0), old).unwrap();
+    if is_sealed {
+        assert!(seal(&content));
+    }
+    memory.0.lock().unwrap().len_max = Some(256 + 3 * 4124);
+    (memory, content)
+}
+
+#[test]
+fn a_file_that_cannot_become_longer_stays_as_it_was() {
+    for len in [5, 4096, 4096 + 5, 9000] {
+        for (number, change) in TOO_LONG.into_iter().enumerate() {
+            for is_sealed in [false, true] {
+                let old = pattern(len, 1);
+                let (memory, content) = with_three_blocks_at_most(&old, is_sealed);
+                let end = memory.bytes().len();
+                assert!(change(&content).is_err());
+                assert_eq!(memory.bytes().len(), end, "{len} bytes, change {number}");
+                for content in [&content, &load(&memory).unwrap()] {
+                    assert_eq!(read_all(content).unwrap(), old, "{len} bytes, change {number}");
+                }
+                content.write(PlainOffset(1), b"more").unwrap();
+                assert!(seal(&content));
+                load(&memory).unwrap().verify(|_| ()).unwrap();
+                assert_eq!(memory.bytes().len(), end);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_become_longer_is_whole_where_it_is_killed_at_any_step() {
+    for (number, change) in TOO_LONG.into_iter().enumerate() {
+        for steps in 0..12 {
+            let old = pattern(4096 + 5, 1);
+            let (memory, content) = with_three_blocks_at_most(&old, true);
+            memory.0.lock().unwrap().changes_left = Some(steps);
+            assert!(change(&content).is_err());
+            memory.0.lock().unwrap().changes_left = None;
+            let content = load(&memory).unwrap();
+            // The next change finishes what was begun.
+            content.write(PlainOffset(0), &old[..1]).unwrap();
+            let mut now = read_all(&content).unwrap();
+            let added = now.split_off(old.len());
+            assert!(
+                now == old && added.len() <= 4091 && added.iter().all(|&byte| byte == 0),
+                "change {number}, {steps} steps: {} bytes more",
+                added.len()
+            );
+            assert!(seal(&content));
+            load(&memory).unwrap().verify(|_| ()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_write_of_which_nothing_was_stored_is_not_mended() {
+    let memory = Memory::default();
+    let content = create(&memory);
+    let old = pattern(9000, 1);
+    content.write(PlainOffset(0), &old).unwrap();
+    let tried = |changes_left, capacity| {
+        let mut inner = memory.0.lock().unwrap();
+        (inner.changes_left, inner.capacity) = (changes_left, capacity);
+        let before = inner.tried;
+        drop(inner);
+        assert!(content.write(PlainOffset(10), &[9; 5000]).is_err());
+        memory.0.lock().unwrap().tried - before
+    };
+    assert_eq!(tried(Some(0), None), 1, "the write");
+    assert_eq!(read_all(&content).unwrap(), old);
+    // A block of it was stored, and nothing of the next.
+    assert_eq!(
+        tried(None, Some(256 + 4124)),
+        2,
+        "the write, and the cut of what it may have left"
+    );
+    assert_eq!(read_all(&content).unwrap()[4096..], old[4096..]);
 }
 
 #[test]
