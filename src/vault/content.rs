@@ -35,6 +35,9 @@ const READ_CHUNK_BLOCKS: u64 = 64;
 /// Blocks that are looked at for a hole that the storage does not know; whoever asks for holes reads the data before them anyway.
 const LOOK_AHEAD_BLOCKS: u64 = 256;
 
+/// Tags that are read while nobody can change the file.
+const TAGS_AT_ONCE: u64 = 256;
+
 /// Why content could not be read, written or trusted.
 #[derive(Debug)]
 pub enum ContentError {
@@ -1275,6 +1278,7 @@ impl<S: Storage> Content<S> {
         mtime: Option<Timespec>,
         place: impl FnOnce(&SealKey) -> Option<[u8; 32]>,
     ) -> Result<bool, ContentError> {
+        let counted = self.count_tags(ticket)?;
         let mut state = self.state.write();
         if state.changes != ticket.changes || state.preamble.state == State::Sealed {
             return Ok(false);
@@ -1290,9 +1294,8 @@ impl<S: Storage> Content<S> {
             state.changes += 1;
             return Ok(false);
         }
-        let sum = match state.sum {
-            Some(sum) => sum,
-            None => self.sum_of_tags(&state)?,
+        let Some(sum) = state.sum.or(counted) else {
+            return Ok(false);
         };
         let sealed = Preamble {
             state: State::Sealed,
@@ -1316,30 +1319,55 @@ impl<S: Storage> Content<S> {
         Ok(true)
     }
 
-    /// Adds up the terms of all blocks from their tags.
-    fn sum_of_tags(&self, state: &ContentState) -> Result<BlockSum, ContentError> {
-        let mut sum = BlockSum::default();
+    /// Adds up the terms of all blocks from their tags, where the sum is not known; nothing where the file is changed meanwhile.
+    ///
+    /// A few at a time: whoever reads or writes the file waits no longer than that.
+    fn count_tags(&self, ticket: SealTicket) -> Result<Option<BlockSum>, ContentError> {
+        let mut counted = Counted::default();
+        loop {
+            let state = self.state.read();
+            let is_as_it_was = state.changes == ticket.changes && !state.preamble.cutting && !state.torn;
+            if state.sum.is_some() || !is_as_it_was {
+                return Ok(None);
+            }
+            if !self.count_some_tags(&state, &mut counted)? {
+                return Ok(Some(counted.sum));
+            }
+        }
+    }
+
+    /// Adds up the terms of the next blocks; tells whether there are more.
+    fn count_some_tags(&self, state: &ContentState, counted: &mut Counted) -> Result<bool, ContentError> {
+        let Counted { sum, next: index } = counted;
         let count = self.layout.block_count(state.size);
-        let mut index = 0;
-        while index < count {
-            let block = BlockIndex(index);
+        let end = count.min(*index + TAGS_AT_ONCE);
+        while *index < end {
+            let block = BlockIndex(*index);
             let mut tag = [0; TAG_SIZE];
             let at = self.layout.tag_start(block, self.layout.plain_len(block, state.size));
             if self.storage.read_at(&mut tag, at.0)? < TAG_SIZE {
                 return Err(ContentError::Damaged(block));
             }
-            index += 1;
+            *index += 1;
             if tag != [0; TAG_SIZE] {
-                sum += self.seal_key.term(block, &tag);
-            } else if index < count {
+                *sum += self.seal_key.term(block, &tag);
+            } else if *index < count {
                 // The last block is looked at in any case: it shows that the storage is not shorter than the file.
-                index = self
-                    .skip_hole(BlockIndex(index))?
+                *index = self
+                    .skip_hole(BlockIndex(*index))?
                     .map_or(count - 1, |next| next.0.min(count - 1));
             }
         }
-        Ok(sum)
+        Ok(*index < count)
     }
+}
+
+/// The terms of the first blocks.
+#[derive(Default)]
+struct Counted {
+    sum: BlockSum,
+    /// The first block that is not in it.
+    next: u64,
 }
 
 #[cfg(test)]
