@@ -227,6 +227,22 @@ fn a_change_after_the_ticket_prevents_the_seal() {
 }
 
 #[test]
+fn a_file_of_many_blocks_that_a_crash_has_left_open_is_sealed_with_all_of_them() {
+    for blocks in [TAGS_AT_ONCE, 2 * TAGS_AT_ONCE + 1] {
+        let memory = Memory::default();
+        let size = blocks as usize * 4096;
+        create(&memory).write(PlainOffset(0), &pattern(size, 1)).unwrap();
+        let left_open = load(&memory).unwrap();
+        assert!(seal(&left_open));
+        let sealed = load(&memory).unwrap();
+        assert!(sealed.is_sealed());
+        sealed.verify(|_| ()).unwrap();
+        zero_block(&memory, blocks as usize - 1);
+        assert!(load(&memory).unwrap().verify(|_| ()).is_err());
+    }
+}
+
+#[test]
 fn a_sealed_file_is_bound_to_its_size_name_and_blocks() {
     let memory = Memory::default();
     let content = create(&memory);
