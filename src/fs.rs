@@ -326,7 +326,7 @@ impl Fs {
             at = parent;
         };
         for (node, link) in missing.into_iter().rev() {
-            let opened = dir.open_dir(&link.disk);
+            let opened = dir.open_dir(&*link.disk);
             if !node.is_still_at(&link) {
                 return Ok(None);
             }
@@ -541,7 +541,7 @@ impl Fs {
     /// Returns a node's entry on disk.
     fn entry(&self, node: &Arc<Node>) -> FsResult<Entry> {
         self.by_link(node, |link| {
-            let entry = self.dir(&link.parent)?.entry(&link.disk)?;
+            let entry = self.dir(&link.parent)?.entry(&*link.disk)?;
             self.check_inode(node, &entry.stat()?)?;
             Ok(entry)
         })

@@ -916,6 +916,91 @@ fn export_copies_without_replacing_anything() {
 }
 
 #[test]
+fn export_copies_into_no_directory_behind_a_link() {
+    let place = Place::with_vault();
+    place.fill();
+    fs::create_dir(place.path("elsewhere")).unwrap();
+    symlink("elsewhere", place.path("out")).unwrap();
+    for rest in ["/ out", "dir out/", "dir out/.", "a out"] {
+        assert_eq!(
+            place.run(&format!("export --key-file key vault {rest}")),
+            given(1, "", "hushfs: out: exists already: name another\n"),
+            "{rest}"
+        );
+    }
+    assert!(names_in(&place.path("elsewhere")).is_empty());
+    // The way there is the user's, and so is a directory that they have made.
+    assert_eq!(place.run("export --key-file key vault dir out/made"), given(0, "", ""));
+    assert_eq!(fs::read(place.path("elsewhere/made/b")).unwrap(), [b'x'; 10_000]);
+    fs::create_dir(place.path("empty")).unwrap();
+    let mut command = place.command(&["export", "--key-file", "../key", "../vault", "/", "."]);
+    assert_eq!(
+        place.run_with(command.current_dir(place.path("empty"))),
+        given(0, "", "")
+    );
+    assert_eq!(fs::read(place.path("empty/a")).unwrap(), b"hello\n");
+}
+
+#[test]
+fn export_leaves_out_what_would_let_others_do_more_than_they_could() {
+    let place = Place::with_vault();
+    let mut has_attributes = false;
+    place.with_fs(None, |fs, caller| {
+        let at = |name| NameIn { parent: ROOT, name };
+        let file = fs.create(at(b"program"), 0o755, caller).unwrap();
+        fs.write(file.node.id, 0, b"x").unwrap();
+        fs.release(file.node.id);
+        let mut set = |name, value| has_attributes = fs.set_xattr(file.node.id, name, value, 0, caller).is_ok();
+        set(b"user.colour", b"red");
+        set(b"security.hushfs", b"on");
+        fs.make_directory(at(b"shared"), 0o755, caller).unwrap();
+        // The one device that everyone may make.
+        fs.make_node(at(b"white"), libc::S_IFCHR | 0o644, 0, caller).unwrap();
+        fs.make_node(at(b"pipe"), libc::S_IFIFO | 0o640, 0, caller).unwrap();
+    });
+    let set_mode = |name: String, mode| {
+        fs::set_permissions(place.path("vault").join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set_mode(place.data_file("vault"), 0o6755);
+    set_mode(place.entry("vault", |metadata, _| metadata.is_dir()), 0o3755);
+    let mode = |path: &str| fs::symlink_metadata(place.path(path)).unwrap().permissions().mode();
+    let attribute = |path: &str, name: &str| {
+        let mut value = [0; 16];
+        let size = rustix::fs::lgetxattr(place.path(path), name, &mut value);
+        size.is_ok_and(|size| size > 0)
+    };
+
+    let told = place.run("export --key-file key vault / out");
+    let without = match has_attributes {
+        true => "security.hushfs, set-user-ID bit, set-group-ID bit",
+        false => "set-user-ID bit, set-group-ID bit",
+    };
+    let device =
+        "hushfs: white: a device, which whoever keeps the vault may have made: --with-privileges copies it too\n";
+    let bits = format!("hushfs: program: copied without {without}: --with-privileges keeps that\n");
+    assert_eq!(
+        told,
+        given(1, "", &format!("{device}{bits}hushfs: 1 file not copied, see above\n"))
+    );
+    assert_eq!(
+        names_in(&place.path("out")),
+        ["pipe", "program", "shared"].map(OsString::from)
+    );
+    assert_eq!(mode("out/program"), libc::S_IFREG | 0o755);
+    assert_eq!(mode("out/pipe"), libc::S_IFIFO | 0o640);
+    assert_eq!(mode("out/shared"), libc::S_IFDIR | 0o3755);
+    assert_eq!(attribute("out/program", "user.colour"), has_attributes);
+    assert!(!attribute("out/program", "security.hushfs"));
+
+    let all = "export --with-privileges --key-file key vault / all";
+    assert_eq!(place.run(all), given(0, "", ""));
+    assert_eq!(mode("all/program"), libc::S_IFREG | 0o6755);
+    assert_eq!(mode("all/white"), libc::S_IFCHR | 0o644);
+    let is_root = rustix::process::geteuid().is_root();
+    assert_eq!(attribute("all/program", "security.hushfs"), is_root && has_attributes);
+}
+
+#[test]
 fn what_would_be_ignored_is_refused() {
     let place = Place::with_vault();
     assert_eq!(place.run("verify --skip-contents --key-file key vault").code, 16);

@@ -15,6 +15,7 @@ use rustix::{
         Stat, Timestamps, Uid, XattrFlags,
     },
     io::Errno,
+    path::Arg,
 };
 
 use super::{entry::Entry, file::BackingFile};
@@ -69,11 +70,39 @@ impl Dir {
     /// # Errors
     ///
     /// What openat2(2) gives; ELOOP for a symbolic link, EXDEV for another filesystem.
-    pub fn open_dir(&self, name: &str) -> io::Result<Self> {
+    pub fn open_dir(&self, name: impl Arg + Copy) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(Dir {
             fd: self.openat(name, flags, Mode::empty())?,
         })
+    }
+
+    /// Opens a directory inside this one that may be the root of another filesystem.
+    ///
+    /// # Errors
+    ///
+    /// What openat(2) gives; ELOOP or ENOTDIR for a symbolic link.
+    pub fn open_mounted_dir(&self, name: impl Arg) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Dir {
+            fd: fs::openat(&self.fd, name, flags, Mode::empty())?,
+        })
+    }
+
+    /// Returns the directory itself as what a name was found to be.
+    ///
+    /// # Errors
+    ///
+    /// What dup(2) gives.
+    pub fn as_entry(&self) -> io::Result<Entry> {
+        Ok(Entry::new(self.fd.try_clone()?))
+    }
+
+    /// Returns to whom what is made here belongs; nothing where the filesystem makes no files without a name.
+    pub fn owner_of_new(&self) -> Option<u32> {
+        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let unnamed = fs::openat(&self.fd, ".", flags, Mode::RUSR | Mode::WUSR).ok()?;
+        fs::fstat(&unnamed).ok().map(|stat| stat.st_uid)
     }
 
     /// Opens a file inside this directory, for writing too where that is allowed.
@@ -113,11 +142,11 @@ impl Dir {
     /// # Errors
     ///
     /// What openat2(2) gives.
-    pub fn entry(&self, name: &str) -> io::Result<Entry> {
+    pub fn entry(&self, name: impl Arg + Copy) -> io::Result<Entry> {
         Ok(self.entry_raw(name)?)
     }
 
-    fn entry_raw(&self, name: &str) -> Result<Entry, Errno> {
+    fn entry_raw(&self, name: impl Arg + Copy) -> Result<Entry, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         self.openat(name, flags, Mode::empty()).map(Entry::new)
     }
@@ -127,13 +156,13 @@ impl Dir {
     /// # Errors
     ///
     /// What openat2(2) gives.
-    pub fn create_file(&self, name: &str, mode: u32) -> io::Result<BackingFile> {
+    pub fn create_file(&self, name: impl Arg + Copy, mode: u32) -> io::Result<BackingFile> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = self.openat(name, flags, Mode::from_raw_mode(mode))?;
         Ok(BackingFile::new(fd, true))
     }
 
-    fn openat(&self, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    fn openat(&self, name: impl Arg + Copy, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
         if !has_openat2() {
             // A single name cannot leave the directory either, only its filesystem.
@@ -363,7 +392,7 @@ impl Dir {
     /// # Errors
     ///
     /// What mkdirat(2) gives.
-    pub fn mkdir(&self, name: &str, mode: u32) -> io::Result<()> {
+    pub fn mkdir(&self, name: impl Arg, mode: u32) -> io::Result<()> {
         Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode))?)
     }
 
@@ -372,7 +401,7 @@ impl Dir {
     /// # Errors
     ///
     /// What mknodat(2) gives.
-    pub fn mknod(&self, name: &str, mode: u32, device: u64) -> io::Result<()> {
+    pub fn mknod(&self, name: impl Arg, mode: u32, device: u64) -> io::Result<()> {
         let kind = FileType::from_raw_mode(mode);
         Ok(fs::mknodat(
             &self.fd,
@@ -388,7 +417,7 @@ impl Dir {
     /// # Errors
     ///
     /// What symlinkat(2) gives.
-    pub fn symlink(&self, target: &str, name: &str) -> io::Result<()> {
+    pub fn symlink(&self, target: impl Arg, name: impl Arg) -> io::Result<()> {
         Ok(fs::symlinkat(target, &self.fd, name)?)
     }
 

@@ -8,6 +8,7 @@ use std::{
 use rustix::{
     fs::{self, AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timestamps, Uid, XattrFlags},
     io::Errno,
+    path::Arg,
 };
 
 use super::{
@@ -100,7 +101,7 @@ impl Entry {
     /// # Errors
     ///
     /// What setxattr(2) gives.
-    pub fn set_xattr(&self, attribute: &str, value: &[u8], flags: XattrFlags) -> io::Result<()> {
+    pub fn set_xattr(&self, attribute: impl Arg, value: &[u8], flags: XattrFlags) -> io::Result<()> {
         Ok(fs::setxattr(self.path().as_c_str(), attribute, value, flags)?)
     }
 

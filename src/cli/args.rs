@@ -1387,6 +1387,9 @@ pub struct ExportArgs {
     pub path: PathBuf,
     /// A name that is not taken, or, for a directory, an empty directory
     pub destination: PathBuf,
+    /// Copies devices, set-user-ID and set-group-ID bits, and attributes of the system such as file capabilities, too: nothing in a vault authenticates them
+    #[arg(long)]
+    pub with_privileges: bool,
 }
 
 /// Which file is read, and which is written.

@@ -244,6 +244,10 @@ pub enum CliError {
     AuditTime(String),
     /// Names in a directory do not open, or something is mounted in their place.
     EntriesLeftOut { path: String, count: u64 },
+    /// A device is not copied unless the user says so.
+    DeviceLeftOut { path: String },
+    /// Someone has put something else in the place of what was made.
+    Exchanged { path: PathBuf },
     /// Some of many things were not done, which was told; and the exit code of the first whose key may not be used.
     LeftOut {
         count: u64,
@@ -370,6 +374,8 @@ impl CliError {
             | CliError::NoSuchSlot { .. }
             | CliError::NoAuditLog { .. }
             | CliError::ExistsForce { .. }
+            | CliError::DeviceLeftOut { .. }
+            | CliError::Exchanged { .. }
             | CliError::ChangedMeanwhile { .. }
             | CliError::NoSuchWay { .. }
             | CliError::LastWay { .. }
@@ -877,6 +883,15 @@ impl fmt::Display for CliError {
                 f,
                 "{path}: {} left out, whose names do not open or which lie on another filesystem: `hushfs fsck` names them",
                 text::count(*count, "entry")
+            ),
+            CliError::DeviceLeftOut { path } => write!(
+                f,
+                "{path}: a device, which whoever keeps the vault may have made: --with-privileges copies it too"
+            ),
+            CliError::Exchanged { path } => write!(
+                f,
+                "{}: another user has put something else in its place: name a directory that only you can write to",
+                path.display()
             ),
             CliError::LeftOut { count, done, .. } => write!(f, "{} not {done}, see above", text::count(*count, "file")),
             CliError::Child(code) => write!(f, "the background process ended with code {code}"),

@@ -1,26 +1,28 @@
 //! `export`: copies out of a vault into a plain directory, with modes, times, links and, as far as they can be set, attributes and owners.
 
-use std::{
-    fs::{self, DirBuilder, OpenOptions},
-    io,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, symlink},
-    },
-    path::{Path, PathBuf},
-};
+mod target;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path};
 
+use rustix::fs::{FileType, Timespec, Timestamps, XattrFlags};
+
+use self::target::Target;
 use super::{
     CliResult,
     args::ExportArgs,
     error::CliError,
     outside,
     progress::Progress,
-    view::{CHUNK, Entry, LeftOut, Place, View},
+    text,
+    view::{self, CHUNK, LeftOut, Place, View},
 };
-use crate::fs::{Attr, FsError};
+use crate::{
+    backing::{BackingFile, Entry, Storage},
+    fs::{Attr, FsError},
+};
+
+/// What the names of attributes begin with that the system goes by, as it does by `security.capability`.
+const PRIVILEGED_NAMESPACES: [&[u8]; 2] = [b"security.", b"trusted."];
 
 /// Copies a file or a directory out of a vault.
 pub fn export(args: &ExportArgs) -> CliResult {
@@ -31,45 +33,25 @@ pub fn export(args: &ExportArgs) -> CliResult {
         view: &view,
         progress: Progress::counter("bytes"),
         left_out: LeftOut::default(),
+        with_privileges: args.with_privileges,
     };
     if Progress::is_seen() {
         run.progress = Progress::bytes("exporting", total(&view, &args.path)?);
     }
     if start.attr.kind() == FileType::Directory {
-        make_root(&args.destination)?;
-        run.directory(&start, &args.destination)?;
+        run.directory(&start, Target::root(&args.destination)?)?;
     } else {
-        if fs::symlink_metadata(&args.destination).is_ok() {
-            return Err(CliError::Exists {
-                path: args.destination.clone(),
-            });
+        let exists = || CliError::Exists {
+            path: args.destination.clone(),
+        };
+        let name = args.destination.file_name().ok_or_else(exists)?;
+        if args.destination.symlink_metadata().is_ok() {
+            return Err(exists());
         }
-        run.copy(&start, &args.destination);
+        run.copy(&start, &Target::parent(&args.destination)?, name);
     }
     drop(run.progress);
     run.left_out.result("copied")
-}
-
-/// Makes the directory that is copied into, or makes sure that it is empty: nothing that was there is ever replaced.
-fn make_root(path: &Path) -> CliResult {
-    let failed = |source| CliError::File {
-        path: path.to_owned(),
-        source,
-    };
-    match make_directory(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            if fs::read_dir(path).map_err(failed)?.next().is_some() {
-                return Err(CliError::Exists { path: path.to_owned() });
-            }
-            Ok(())
-        }
-        made => made.map_err(failed),
-    }
-}
-
-/// Makes a directory for nobody else, until it has its mode.
-fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o700).create(path)
 }
 
 /// Adds up the sizes of what will be copied.
@@ -93,13 +75,15 @@ struct Run<'v> {
     view: &'v View,
     progress: Progress,
     left_out: LeftOut,
+    /// Also what nothing in a vault authenticates, and lets who runs or opens the copy do more than they could.
+    with_privileges: bool,
 }
 
 /// A directory whose entries are being copied; it gets its mode and times when they are.
 struct Level {
     place: Place,
-    path: PathBuf,
-    waiting: Vec<Entry>,
+    target: Target,
+    waiting: Vec<view::Entry>,
 }
 
 impl Run<'_> {
@@ -109,36 +93,32 @@ impl Run<'_> {
     }
 
     /// Copies everything below a directory into one that exists.
-    fn directory(&mut self, start: &Place, destination: &Path) -> CliResult {
-        let entries = self.entries(start)?;
+    fn directory(&mut self, start: &Place, target: Target) -> CliResult {
+        let waiting = self.entries(start)?;
         let mut levels = vec![Level {
             place: start.clone(),
-            path: destination.to_owned(),
-            waiting: entries,
+            target,
+            waiting,
         }];
         while let Some(level) = levels.last_mut() {
             let Some(entry) = level.waiting.pop() else {
                 if let Some(done) = levels.pop() {
-                    self.attributes(&done.place, &done.path);
+                    self.end(&done);
                 }
                 continue;
             };
-            let path = level.path.join(std::ffi::OsStr::from_bytes(&entry.name));
+            let name = OsStr::from_bytes(&entry.name);
             if entry.place.attr.kind() != FileType::Directory {
-                self.copy(&entry.place, &path);
+                self.copy(&entry.place, &level.target, name);
                 self.view.forget(&entry.place);
                 continue;
             }
-            let failed = |source| CliError::File {
-                path: path.clone(),
-                source,
-            };
-            let made = make_directory(&path).map_err(failed);
-            let opened = made.and_then(|()| self.entries(&entry.place));
+            let made = level.target.directory(name);
+            let opened = made.and_then(|target| Ok((target, self.entries(&entry.place)?)));
             match opened {
-                Ok(waiting) => levels.push(Level {
+                Ok((target, waiting)) => levels.push(Level {
                     place: entry.place,
-                    path,
+                    target,
                     waiting,
                 }),
                 Err(error) => self.complain(&error),
@@ -147,50 +127,52 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Ends a directory whose entries were copied.
+    fn end(&mut self, done: &Level) {
+        match done.target.entry() {
+            Ok(entry) => self.attributes(&done.place, &entry, &done.target.at("")),
+            Err(error) => self.complain(&error),
+        }
+    }
+
     /// Lists a directory, and complains of what cannot be listed.
-    fn entries(&mut self, place: &Place) -> CliResult<Vec<Entry>> {
+    fn entries(&mut self, place: &Place) -> CliResult<Vec<view::Entry>> {
         let listed = self.view.entries(place)?;
         listed.left_out.iter().for_each(|error| self.complain(error));
         Ok(listed.entries)
     }
 
     /// Copies what is not a directory.
-    fn copy(&mut self, place: &Place, path: &Path) {
-        let failed = |source| CliError::File {
-            path: path.to_owned(),
-            source,
-        };
-        let kind = place.attr.kind();
-        let copied = match kind {
-            FileType::RegularFile => self.content(place, path),
-            FileType::Symlink => self
-                .view
-                .fs
-                .read_link(place.id)
-                .map_err(|error| place.error(error))
-                .and_then(|target| symlink(std::ffi::OsStr::from_bytes(&target), path).map_err(failed)),
-            _ => rustix::fs::mknodat(CWD, path, kind, Mode::RUSR | Mode::WUSR, place.attr.rdev.into())
-                .map_err(|errno| failed(errno.into())),
-        };
-        match copied {
-            Ok(()) => self.attributes(place, path),
+    fn copy(&mut self, place: &Place, target: &Target, name: &OsStr) {
+        match self.make(place, target, name) {
+            Ok(made) => self.attributes(place, &made, &target.at(name)),
             Err(error) => self.complain(&error),
         }
     }
 
+    fn make(&self, place: &Place, target: &Target, name: &OsStr) -> CliResult<Entry> {
+        match place.attr.kind() {
+            FileType::RegularFile => {
+                let file = target.file(name)?;
+                let failed = |source| target.failed(name, source);
+                self.content(place, &file, failed)?;
+                Entry::of(&file).map_err(failed)
+            }
+            FileType::Symlink => {
+                let to = self.view.fs.read_link(place.id).map_err(|error| place.error(error))?;
+                target.link(&to, name)
+            }
+            FileType::BlockDevice | FileType::CharacterDevice if !self.with_privileges => {
+                Err(CliError::DeviceLeftOut {
+                    path: place.printable_path(),
+                })
+            }
+            kind => target.special(name, kind, place.attr.rdev),
+        }
+    }
+
     /// Copies a file's content; holes stay holes. A file that is damaged keeps what came before the damage.
-    fn content(&self, place: &Place, path: &Path) -> CliResult {
-        let failed = |source| CliError::File {
-            path: path.to_owned(),
-            source,
-        };
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed)?;
+    fn content(&self, place: &Place, file: &BackingFile, failed: impl Fn(io::Error) -> CliError) -> CliResult {
         let size = place.attr.size;
         let mut buffer = Vec::new();
         let mut at = 0;
@@ -214,7 +196,8 @@ impl Run<'_> {
                 if range.is_empty() {
                     break;
                 }
-                file.write_all_at(&buffer[range.clone()], at).map_err(failed)?;
+                let written = file.write_at(&buffer[range.clone()], at);
+                written.map_err(|short| failed(short.error))?;
                 self.progress.advance(range.len() as u64);
                 at += range.len() as u64;
             }
@@ -227,33 +210,31 @@ impl Run<'_> {
     }
 
     /// Sets what can be set: owners only by root, attributes where the filesystem has them.
-    fn attributes(&mut self, place: &Place, path: &Path) {
+    fn attributes(&mut self, place: &Place, made: &Entry, path: &Path) {
         let attr = &place.attr;
-        if let Err(error) = self.extended_attributes(place, path) {
+        if rustix::process::geteuid().is_root() {
+            // A filesystem without owners keeps its own.
+            let _ = made.chown(Some(attr.uid), Some(attr.gid));
+        }
+        let mut left_out = Vec::new();
+        if let Err(error) = self.extended_attributes(place, made, &mut left_out) {
             self.complain(&place.error(error));
         }
-        if rustix::process::geteuid().is_root() {
-            let owner = Some(rustix::fs::Uid::from_raw(attr.uid));
-            let group = Some(rustix::fs::Gid::from_raw(attr.gid));
-            // A filesystem without owners keeps its own.
-            let _ = rustix::fs::chownat(CWD, path, owner, group, AtFlags::SYMLINK_NOFOLLOW);
-        }
-        let set = set_mode(attr, path).and_then(|()| {
-            let times = Timestamps {
-                last_access: timespec(attr.atime),
-                last_modification: timespec(attr.mtime),
-            };
-            Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
-        });
-        if let Err(source) = set {
+        if let Err(source) = self.set_mode_and_times(attr, made, &mut left_out) {
             self.complain(&CliError::File {
                 path: path.to_owned(),
                 source,
             });
         }
+        if !left_out.is_empty() {
+            let (path, left_out) = (place.printable_path(), left_out.join(", "));
+            self.progress.complain(&format!(
+                "{path}: copied without {left_out}: --with-privileges keeps that"
+            ));
+        }
     }
 
-    fn extended_attributes(&self, place: &Place, path: &Path) -> Result<(), FsError> {
+    fn extended_attributes(&self, place: &Place, made: &Entry, left_out: &mut Vec<String>) -> Result<(), FsError> {
         let is_root = rustix::process::geteuid().is_root();
         let names = match self.view.fs.list_xattrs(place.id, is_root) {
             Err(FsError::Io(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
@@ -261,20 +242,34 @@ impl Run<'_> {
         };
         for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
             let value = self.view.fs.get_xattr(place.id, name)?;
-            if let Err(error) = rustix::fs::lsetxattr(path, name, &value, XattrFlags::empty()) {
-                log::info!("{}: attribute left out: {error}", path.display());
+            if !self.with_privileges && PRIVILEGED_NAMESPACES.iter().any(|start| name.starts_with(start)) {
+                left_out.push(text::printable(name));
+            } else if let Err(error) = made.set_xattr(name, &value, XattrFlags::empty()) {
+                log::info!("{}: attribute left out: {error}", place.printable_path());
             }
         }
         Ok(())
     }
-}
 
-fn set_mode(attr: &Attr, path: &Path) -> io::Result<()> {
-    if attr.kind() == FileType::Symlink {
-        return Ok(());
+    fn set_mode_and_times(&self, attr: &Attr, made: &Entry, left_out: &mut Vec<String>) -> io::Result<()> {
+        let mut mode = attr.mode;
+        // Those of a directory let nobody do more.
+        if !self.with_privileges && attr.kind() != FileType::Directory {
+            for (bit, name) in [(libc::S_ISUID, "set-user-ID bit"), (libc::S_ISGID, "set-group-ID bit")] {
+                if mode & bit != 0 {
+                    left_out.push(name.to_owned());
+                }
+                mode &= !bit;
+            }
+        }
+        if attr.kind() != FileType::Symlink {
+            made.chmod(mode)?;
+        }
+        made.set_times(&Timestamps {
+            last_access: timespec(attr.atime),
+            last_modification: timespec(attr.mtime),
+        })
     }
-    // Not a link: what stands there was made here, in a directory that is closed to others.
-    fs::set_permissions(path, fs::Permissions::from_mode(attr.mode & 0o7777))
 }
 
 fn timespec(time: crate::fs::Time) -> Timespec {

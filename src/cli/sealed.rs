@@ -124,6 +124,15 @@ fn output_path(args: &FileArgs, by_name: impl FnOnce(&Path) -> CliResult<PathBuf
     Ok(path)
 }
 
+/// Looks whether there can be such an output: nobody is to think of a passphrase in vain.
+fn check_output(path: Option<&Path>, args: &FileArgs) -> CliResult {
+    let is_file = Output::check(path, args.force)?;
+    match args.remove && !is_file {
+        true => Err(CliError::NothingToRemove),
+        false => Ok(()),
+    }
+}
+
 /// Seals a file.
 pub fn seal(args: &SealArgs) -> CliResult {
     let files = &args.files;
@@ -137,8 +146,7 @@ pub fn seal(args: &SealArgs) -> CliResult {
         return Err(CliError::SealedToTerminal);
     }
     let input = Input::open(files.file.as_deref())?;
-    // Nobody is to think of a passphrase in vain.
-    Output::check(output.as_deref(), files.force)?;
+    check_output(output.as_deref(), files)?;
     let ways = NewWays::of(args, &input.path)?;
     let sealed =
         ways.with(|ways| SealedFile::new(args.suite, args.context.clone(), ways).map_err(failed(&input.path)))?;
@@ -156,7 +164,7 @@ pub fn open(args: &OpenArgs) -> CliResult {
         _ => Err(CliError::NoOutputName { path: file.to_owned() }),
     })?;
     let mut input = Input::open(files.file.as_deref())?;
-    Output::check(output.as_deref(), files.force)?;
+    check_output(output.as_deref(), files)?;
     let reader = std::mem::replace(&mut input.reader, Box::new(io::empty()));
     let opened = unlock(&input.path, reader, &args.unlock, args.customer_key.as_deref())?;
     for pair in &args.context {
@@ -211,6 +219,10 @@ fn copy(
     what: &'static str,
     act: impl FnOnce(&mut dyn Read, &mut Output, &mut dyn FnMut(u64)) -> Result<(), SealedError>,
 ) -> CliResult {
+    // A pipe's reader may be anyone, and nothing of it stays.
+    if remove && !output.is_file() {
+        return Err(CliError::NothingToRemove);
+    }
     let progress = input.progress(what);
     let result = act(&mut *input.reader, &mut output, &mut |bytes| progress.advance(bytes));
     drop(progress);

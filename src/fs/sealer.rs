@@ -361,7 +361,7 @@ impl Fs {
         let parent = self.keys(&at.parent)?.id;
         let in_vault = |error| self.at(&at.parent, &at.disk)(error);
         if let Some(keys) = node.keys() {
-            let dir = self.dir(&at.parent)?.open_dir(&at.disk)?;
+            let dir = self.dir(&at.parent)?.open_dir(&*at.disk)?;
             return self
                 .vault
                 .settle_directory(&dir, keys.id, (parent, &at.name))

@@ -191,7 +191,7 @@ struct Entry {
 
 impl Level {
     fn enter(&self, vault: &Vault, entry: &Entry, path_len: usize) -> Result<Level, VaultError> {
-        let opened = self.dir.open_dir(&entry.disk);
+        let opened = self.dir.open_dir(&*entry.disk);
         let dir = opened.map_err(|error| if is_elsewhere(&error) { hidden() } else { error })?;
         let keys = vault.load_directory(&dir, self.keys.id, &entry.name)?;
         Ok(Level {

@@ -2,16 +2,19 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::Write,
+    io::{Read, Write},
     os::unix::{
-        fs::{MetadataExt, PermissionsExt, symlink},
+        fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
         process::ExitStatusExt,
     },
     process::Stdio,
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{CWD, FileType, Mode},
+    process::{Pid, Signal, kill_process},
+};
 
 use super::{Given, Place, given, normal};
 
@@ -127,6 +130,78 @@ fn pipes_pass_through_and_no_terminal_gets_what_is_sealed() {
     place.write("report", b"x");
     assert_eq!(place.run("seal --force --key-file key -o /dev/null report"), done());
     assert!(!fs::metadata("/dev/null").unwrap().is_file());
+}
+
+#[test]
+fn pipes_and_links_that_stand_where_a_file_was_to_be_are_not_written_to() {
+    let place = Place::with_vault();
+    place.write("report", b"secret");
+    assert_eq!(place.run("seal --remove --key-file key report"), done());
+    rustix::fs::mknodat(CWD, place.path("report"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let mut pipe = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(place.path("report"))
+        .unwrap();
+    symlink("report", place.path("to-pipe")).unwrap();
+    symlink("/dev/null", place.path("to-device")).unwrap();
+    symlink("/dev/fd/1", place.path("to-output")).unwrap();
+    for (arguments, name) in [
+        ("open --key-file key report.hush", "report"),
+        ("open --remove --key-file key report.hush", "report"),
+        ("open --key-file key -o to-pipe report.hush", "to-pipe"),
+        ("open --key-file key -o to-device report.hush", "to-device"),
+        ("open --key-file key -o to-output report.hush", "to-output"),
+        ("seal --key-file key -o to-pipe key", "to-pipe"),
+        ("snapshot --key-file key -o to-pipe vault", "to-pipe"),
+        ("snapshot --key-file key -o to-device vault", "to-device"),
+    ] {
+        let message = format!("hushfs: {name}: exists already: name another with -o, or replace it with --force\n");
+        assert_eq!(place.run(arguments), given(1, "", &message), "{arguments}");
+    }
+    let mut written = [0; 16];
+    assert_eq!(pipe.read(&mut written).unwrap(), 0);
+    // As files are, links are replaced; a pipe of the user's own is what they mean.
+    for name in ["to-pipe", "to-device", "to-output"] {
+        assert_eq!(
+            place.run(&format!("open --force --key-file key -o {name} report.hush")),
+            done()
+        );
+        assert!(fs::symlink_metadata(place.path(name)).unwrap().is_file());
+    }
+    assert_eq!(place.run("open --force --key-file key report.hush"), done());
+    assert_eq!(pipe.read(&mut written).unwrap(), 6);
+    assert!(!fs::metadata(place.path("report")).unwrap().is_file());
+    let nothing = "hushfs: --remove removes one file when another was made of it: name both\n";
+    for rest in ["--force", "-o /dev/null", "-o /dev/stdout", "--force -o /dev/fd/1"] {
+        let refused = place.run(&format!("open --remove --key-file key {rest} report.hush"));
+        assert_eq!(refused, given(2, "", nothing), "{rest}");
+    }
+    assert!(place.path("report.hush").exists());
+}
+
+#[test]
+fn what_is_named_in_dev_is_written_to() {
+    let place = Place::new();
+    place.write("report", b"secret");
+    assert_eq!(place.run("seal --key-file key report"), done());
+    assert_eq!(place.run("open --key-file key -o /dev/null report.hush"), done());
+    assert_eq!(place.run("open --key-file key -o /dev/full report.hush").code, 1);
+    for name in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        let open = format!("open --key-file key -o {name} report.hush");
+        assert_eq!(place.run(&open), given(0, "secret", ""), "{name}");
+        // Also where it leads to a file, which stays the one it is.
+        let mut command = place.command(&open.split(' ').collect::<Vec<_>>());
+        let out = File::create(place.path("out")).unwrap();
+        assert_eq!(place.run_with(command.stdout(out.try_clone().unwrap())), done());
+        assert_eq!(fs::read(place.path("out")).unwrap(), b"secret", "{name}");
+        assert_eq!(
+            fs::metadata(place.path("out")).unwrap().ino(),
+            out.metadata().unwrap().ino()
+        );
+    }
+    let open = "open --key-file key -o /dev/stderr report.hush";
+    assert_eq!(place.run(open), given(0, "", "secret"));
 }
 
 #[test]

@@ -47,6 +47,10 @@ impl Resume {
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600);
         let mut file = options.open(path).map_err(failed)?;
+        // A pipe would be waited for without end.
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(CliError::ResumeOther { path: path.to_owned() });
+        }
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
         let first = format!("hushfs verify 1 {id}");
         let mut lines = BufReader::new(&mut file).split(b'\n');

@@ -1,9 +1,13 @@
 //! A file that appears under its name when all of it is there, or not at all; or a stream.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, FileTimes, Metadata, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     thread,
 };
@@ -17,11 +21,17 @@ use signal_hook::{
 use super::super::{CliResult, error::CliError};
 use crate::crypto::random;
 
+/// Where devices lie.
+const DEVICES: &str = "/dev";
+
+/// Stands for standard output.
+const STDOUT: &str = "/dev/stdout";
+
 /// What is written to.
 pub enum Output {
     /// Standard output.
     Stdout(io::Stdout),
-    /// Something there is that is no ordinary file: a pipe, a device.
+    /// Something there is that is no ordinary file: a descriptor left open for this process, a pipe, a device.
     Special { path: PathBuf, file: File },
     /// A file to be made.
     File(NewFile),
@@ -36,33 +46,46 @@ pub struct NewFile {
     is_kept: bool,
 }
 
+/// What is to be done with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Writing to what the caller has left open.
+    Stream,
+    /// Writing to what is there. A link to it is followed in directories of devices only.
+    Special { follows_link: bool },
+    /// Making a file, which may replace what is there.
+    File,
+}
+
 impl Output {
-    /// Tells whether there can be such an output, before a passphrase is thought of; makes nothing.
-    pub fn check(path: Option<&Path>, force: bool) -> CliResult {
+    /// Tells whether there can be such an output, before a passphrase is thought of; makes nothing. Returns whether it would be a file.
+    pub fn check(path: Option<&Path>, force: bool) -> CliResult<bool> {
         match path {
-            Some(path) if !force && fs::symlink_metadata(path).is_ok() && !is_special(path) => {
-                Err(CliError::ExistsForce { path: path.to_owned() })
-            }
-            _ => Ok(()),
+            Some(path) => Ok(kind_at(path, force)? == Kind::File),
+            None => Ok(false),
         }
     }
 
     /// Begins to write to a path, or to standard output. A file that is there is replaced only with `force`.
     pub fn create(path: Option<PathBuf>, force: bool) -> CliResult<Self> {
-        Output::check(path.as_deref(), force)?;
-        let Some(path) = path else {
+        let Some(path) = path.filter(|path| path != Path::new(STDOUT)) else {
             return Ok(Output::Stdout(io::stdout()));
         };
         let failed = |source| CliError::File {
             path: path.clone(),
             source,
         };
-        if path.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        if is_special(&path) {
-            let file = OpenOptions::new().write(true).open(&path).map_err(failed)?;
-            return Ok(Output::Special { path, file });
+        match kind_at(&path, force)? {
+            Kind::Stream => {
+                let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
+                return Ok(Output::Special { path, file });
+            }
+            Kind::Special { follows_link } => {
+                let file = open_special(&path, follows_link).map_err(failed)?;
+                return Ok(Output::Special { path, file });
+            }
+            Kind::File if path.is_dir() => return Err(failed(io::ErrorKind::IsADirectory.into())),
+            Kind::File => {}
         }
         let number = data_encoding::HEXLOWER.encode(&random::bytes::<8>());
         let temporary = path.with_file_name(format!(".{number}.tmp.hush"));
@@ -81,6 +104,11 @@ impl Output {
             replaces: force,
             is_kept: false,
         }))
+    }
+
+    /// Tells whether it is a file, which stays.
+    pub fn is_file(&self) -> bool {
+        matches!(self, Output::File(_))
     }
 
     /// Says where writing has failed.
@@ -177,9 +205,69 @@ impl Drop for NewFile {
     }
 }
 
-/// Tells whether something is there that is written to, and not replaced.
-fn is_special(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+/// Says what is to be done with a path, or that something is there which the user has not given up.
+///
+/// Another user may have put a pipe, or a link to a device, where a file was to be: without `force` nothing is written to but what the caller has left open, and
+/// character devices where only root makes them.
+fn kind_at(path: &Path, force: bool) -> CliResult<Kind> {
+    if is_left_open(path) {
+        return Ok(Kind::Stream);
+    }
+    let Ok(there) = fs::symlink_metadata(path) else {
+        return Ok(Kind::File);
+    };
+    let follows_link = is_among_devices(path);
+    let is_written_to = match follows_link {
+        true => {
+            fs::metadata(path).is_ok_and(|there| is_special(&there) && (force || there.file_type().is_char_device()))
+        }
+        false => force && is_special(&there) && is_trusted(&there),
+    };
+    match (is_written_to, force) {
+        (true, _) => Ok(Kind::Special { follows_link }),
+        (false, true) => Ok(Kind::File),
+        (false, false) => Err(CliError::ExistsForce { path: path.to_owned() }),
+    }
+}
+
+/// Tells whether a path means what the caller has left open for this process, as a shell's `>(...)` does.
+fn is_left_open(path: &Path) -> bool {
+    let is_number = |name: &OsStr| name.as_bytes().iter().all(u8::is_ascii_digit);
+    let directories = ["/dev/fd", "/proc/self/fd"].map(Path::new);
+    [STDOUT, "/dev/stderr"].map(Path::new).contains(&path)
+        || path.file_name().is_some_and(is_number) && path.parent().is_some_and(|parent| directories.contains(&parent))
+}
+
+/// Tells whether a path is of a directory under `/dev` that other users put nothing in.
+fn is_among_devices(path: &Path) -> bool {
+    let is_closed = |parent: &Path| {
+        let closed = |directory: Metadata| is_trusted(&directory) && directory.mode() & 0o022 == 0;
+        parent == Path::new(DEVICES) || fs::metadata(parent).is_ok_and(closed)
+    };
+    path.starts_with(DEVICES) && path.parent().is_some_and(is_closed)
+}
+
+/// Tells whether something is written to, and not replaced.
+fn is_special(there: &Metadata) -> bool {
+    let kind = there.file_type();
+    !kind.is_file() && !kind.is_dir() && !kind.is_symlink()
+}
+
+/// Tells whether something belongs to the user or to root.
+fn is_trusted(there: &Metadata) -> bool {
+    there.uid() == 0 || there.uid() == rustix::process::geteuid().as_raw()
+}
+
+fn open_special(path: &Path, follows_link: bool) -> io::Result<File> {
+    let flags = if follows_link { 0 } else { libc::O_NOFOLLOW };
+    let mut options = OpenOptions::new();
+    let file = options.write(true).custom_flags(flags | libc::O_NOCTTY).open(path)?;
+    let opened = file.metadata()?;
+    // Another may stand there since it was looked at.
+    match is_special(&opened) && (follows_link || is_trusted(&opened)) {
+        true => Ok(file),
+        false => Err(io::ErrorKind::AlreadyExists.into()),
+    }
 }
 
 /// Has a file removed when a signal ends the process, which then ends as it would have.
