@@ -15,6 +15,12 @@
 //! - between 3 and 4: a record of a change that was not stored. The record names the generation of the keystore that it was to become; the
 //!   next change has the same.
 //!
+//! A step that fails fails that call, and leaves no more than that:
+//!
+//! - 2: the log is cut back to what the state knows, as nobody was told of a line behind that.
+//! - 3, before the new state is durable: the lines stay, the state before stands, and the next append takes the lines in.
+//! - 3, when the one before cannot be wiped: the lines and the new state stay; the next state is written over the one before.
+//!
 //! A call that cannot be recorded fails. So a log that was cut, is missing or does not follow from its state stops everything
 //! but looking, until the files are put back or another log is begun.
 
@@ -76,11 +82,27 @@ pub struct AuditLog {
     log: Option<LogId>,
 }
 
+/// The two files of a log, the state locked.
+#[derive(Clone, Copy)]
+struct Files<'f> {
+    log: &'f dyn Storage,
+    state: &'f dyn Storage,
+}
+
 /// What the log must not be behind of, where the keystore is open.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     head: AuditHead,
     generation: u64,
+}
+
+impl Known {
+    fn of(keystore: &LocalKeystore) -> Self {
+        Known {
+            head: keystore.audit_head(),
+            generation: keystore.generation(),
+        }
+    }
 }
 
 impl AuditLog {
@@ -143,36 +165,45 @@ impl AuditLog {
 
     /// Appends events, durably; returns number and hash of the last line.
     fn append(&self, events: &[String], known: Option<Known>, generation: u64) -> Result<AuditHead, AuditError> {
-        let state_file = self.open(self.names.state, false)?;
-        self.lock(&state_file)?;
-        let (place, mut state) = self.read_state(&state_file)?;
-        let log_file = self.open(self.names.log, false)?;
-        self.catch_up(&log_file, &mut state)?;
+        let state = self.open(self.names.state, false)?;
+        self.lock(&state)?;
+        let log = self.open(self.names.log, false)?;
+        let files = Files {
+            log: &log,
+            state: &state,
+        };
+        self.append_to(files, events, known, generation)
+    }
+
+    fn append_to(
+        &self,
+        files: Files<'_>,
+        events: &[String],
+        known: Option<Known>,
+        generation: u64,
+    ) -> Result<AuditHead, AuditError> {
+        let (place, mut state) = self.read_state(files.state)?;
+        let known_size = state.size;
+        self.catch_up(files.log, &mut state)?;
         if let Some(known) = known {
             self.compare(&state, known)?;
         }
-        let failed = |source| AuditError::Io {
-            file: self.path.join(self.names.log),
-            source,
-        };
         let mut lines = Vec::new();
         for event in events {
             let line = state.chain.append(event).map_err(|_| AuditError::TooLong)?;
             lines.extend_from_slice(&line);
         }
-        let written = log_file.write_at(&lines, state.size).map_err(|short| short.error);
-        let written = written.and_then(|()| log_file.sync_data());
-        let before = state.size;
+        let written = files.log.write_at(&lines, state.size).map_err(|short| short.error);
+        if let Err(source) = written.and_then(|()| files.log.sync_data()) {
+            // What is not cut now is taken for what it says by the next who appends. What was taken in is cut too: after a sync that failed, nobody knows
+            // what of it is on the disk.
+            let _ = files.log.set_len(known_size).and_then(|()| files.log.sync_data());
+            let file = self.path.join(self.names.log);
+            return Err(AuditError::Io { file, source });
+        }
         state.size += lines.len() as u64;
         state.generation = state.generation.max(generation);
-        let written = written
-            .map_err(failed)
-            .and_then(|()| self.write_state(&state_file, place, &state));
-        if let Err(error) = written {
-            // What is not cut now is taken for what it says by the next who appends.
-            let _ = log_file.set_len(before).and_then(|()| log_file.sync_data());
-            return Err(error);
-        }
+        self.write_state(files.state, place, &state)?;
         Ok(state.chain.head())
     }
 
@@ -199,7 +230,7 @@ impl AuditLog {
     }
 
     /// Takes in lines that were appended by someone who did not come to write the state.
-    fn catch_up(&self, log_file: &BackingFile, state: &mut State) -> Result<(), AuditError> {
+    fn catch_up(&self, log_file: &dyn Storage, state: &mut State) -> Result<(), AuditError> {
         let file = || self.path.join(self.names.log);
         let failed = |source| AuditError::Io { file: file(), source };
         let size = log_file.len().map_err(failed)?;
@@ -226,7 +257,7 @@ impl AuditLog {
     }
 
     /// Reads the newer of the two places of the state; returns which it is.
-    fn read_state(&self, file: &BackingFile) -> Result<(u64, State), AuditError> {
+    fn read_state(&self, file: &dyn Storage) -> Result<(u64, State), AuditError> {
         let path = || self.path.join(self.names.state);
         let mut newest: Option<(u64, State)> = None;
         for place in 0..2 {
@@ -250,7 +281,7 @@ impl AuditLog {
     }
 
     /// Writes the state in the place that is not the newest, then wipes that.
-    fn write_state(&self, file: &BackingFile, newest: u64, state: &State) -> Result<(), AuditError> {
+    fn write_state(&self, file: &dyn Storage, newest: u64, state: &State) -> Result<(), AuditError> {
         let failed = |source| AuditError::Io {
             file: self.path.join(self.names.state),
             source,
@@ -259,9 +290,13 @@ impl AuditLog {
             file.write_at(bytes, place * STATE_PLACE_SIZE)
                 .map_err(|short| short.error)
         };
-        write(&state.encode(), 1 - newest)
-            .and_then(|()| file.sync_data())
-            .map_err(failed)?;
+        let other = 1 - newest;
+        let written = write(&state.encode(), other).and_then(|()| file.sync_data());
+        written.map_err(|source| {
+            // It may be there to read and never come to the disk: the one before stands.
+            let _ = write(&[0; STATE_SIZE], other);
+            failed(source)
+        })?;
         // On its way to the disk with whatever is written there next.
         write(&[0; STATE_SIZE], newest).map_err(failed)
     }
@@ -328,10 +363,7 @@ impl AuditLog {
     ) -> Result<(), AuditError> {
         let recorder = Recorder::of(keystore);
         let events: Vec<_> = calls.iter().map(|call| recorder.event(call, generation)).collect();
-        let known = Known {
-            head: keystore.audit_head(),
-            generation: keystore.generation(),
-        };
+        let known = Known::of(keystore);
         let head = self.append(&events, Some(known), generation.unwrap_or(0))?;
         keystore.set_audit_head(head);
         Ok(())
