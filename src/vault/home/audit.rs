@@ -21,6 +21,11 @@
 //! - 3, before the new state is durable: the lines stay, the state before stands, and the next append takes the lines in.
 //! - 3, when the one before cannot be wiped: the lines and the new state stay; the next state is written over the one before.
 //!
+//! Another log is begun beside the one there is, under names of its own, with its first line. Then the keystore is stored, which says that it is the log
+//! now, and then the files get their names. What is interrupted before the keystore is stored did not take place: the log before goes on, and what was made is
+//! set aside by the next who begins one. After that, whoever looks for the log gives the files their names first. Nobody takes files for a coming log that the
+//! keystore does not name, nor ones that are behind what it knows.
+//!
 //! A call that cannot be recorded fails. So a log that was cut, is missing or does not follow from its state stops everything
 //! but looking, until the files are put back or another log is begun.
 
@@ -109,13 +114,18 @@ impl AuditLog {
     /// Finds the log of a keystore; nothing when it records no calls.
     pub(super) fn of(home: &KeystoreHome, keystore: &LocalKeystore) -> Result<Option<Self>, AuditError> {
         match keystore.audit_settings() {
-            Some(settings) if settings.is_on => Self::new(home, settings.log).map(Some),
+            Some(settings) if settings.is_on => Self::find(home, keystore, settings.log).map(Some),
             _ => Ok(None),
         }
     }
 
-    fn new(home: &KeystoreHome, log: LogId) -> Result<Self, AuditError> {
-        let names = AuditNames::of(home.is_embedded());
+    /// Finds a log that the keystore has; puts it in its place first if whoever began it did not come to do that.
+    fn find(home: &KeystoreHome, keystore: &LocalKeystore, log: LogId) -> Result<Self, AuditError> {
+        let names = AuditNames::of(home.is_embedded()).coming();
+        Self::new(home, names, log)?.put_in_place(home, Known::of(keystore))
+    }
+
+    fn new(home: &KeystoreHome, names: AuditNames, log: LogId) -> Result<Self, AuditError> {
         let dir = home.dir().open_dir(".").map_err(|source| AuditError::Io {
             file: home.path().join(names.log),
             source,
@@ -128,33 +138,71 @@ impl AuditLog {
         })
     }
 
-    /// Begins the log of a keystore that was told to have a new one: sets aside what is there, and makes both files.
-    pub(super) fn begin(home: &KeystoreHome, keystore: &LocalKeystore) -> Result<Self, AuditError> {
+    /// Begins the log of a keystore that was told to have a new one, beside the one there is.
+    fn begin(home: &KeystoreHome, keystore: &LocalKeystore) -> Result<Self, AuditError> {
         let settings = keystore.audit_settings().expect("the caller has begun one");
-        let log = Self::new(home, settings.log)?;
+        let names = AuditNames::of(home.is_embedded()).coming();
+        let log = Self::new(home, names, settings.log)?;
         let failed = |file: &str| {
             let file = log.path.join(file);
             move |source| AuditError::Io { file, source }
         };
-        // Who is appending finishes first.
-        let held = log.open(log.names.state, true).ok();
-        held.iter().try_for_each(|state| log.lock(state))?;
-        log.names.set_aside(&log.dir).map_err(failed(log.names.log))?;
+        // One that the keystore was never told of.
+        names.set_aside(&log.dir).map_err(failed(names.log))?;
         let seed = keystore.audit_seed(&settings).map_err(|_| log.no_seed())?;
         let state = State {
             chain: Chain::start(&seed, settings.log, keystore.audit_head()),
             size: 0,
             generation: 0,
         };
-        // The state first: a log without one is nobody's, and is set aside by the next who begins one.
-        let written = log.dir.write_small(log.names.state, &state.encode());
+        let written = log.dir.write_small(names.state, &state.encode());
         let written = written.and_then(|file| file.sync_all());
-        written.map_err(failed(log.names.state))?;
-        let made = log.dir.create_file(log.names.log, 0o600);
+        written.map_err(failed(names.state))?;
+        let made = log.dir.create_file(names.log, 0o600);
         made.and_then(|file| file.sync_all())
             .and_then(|()| log.dir.sync())
-            .map_err(failed(log.names.log))?;
+            .map_err(failed(names.log))?;
         Ok(log)
+    }
+
+    /// Gives the files of a coming log their names, if there is one and it is that of the keystore, which is stored.
+    fn put_in_place(self, home: &KeystoreHome, known: Known) -> Result<Self, AuditError> {
+        let names = AuditNames::of(home.is_embedded());
+        // Held while it is looked at and renamed.
+        if let Some(_coming) = self.coming_state(known)? {
+            // Who is appending to the one before finishes first.
+            let before = match self.open_state(names.state, false) {
+                Err(error @ AuditError::InUse { .. }) => return Err(error),
+                before => before.ok(),
+            };
+            names.put_in_place(&self.dir).map_err(|source| AuditError::Io {
+                file: self.path.join(names.log),
+                source,
+            })?;
+            drop(before);
+        }
+        Ok(AuditLog { names, ..self })
+    }
+
+    /// Returns the state of a log that the keystore has and that is not in its place yet, locked.
+    fn coming_state(&self, known: Known) -> Result<Option<BackingFile>, AuditError> {
+        let file = match self.open_state(self.names.state, false) {
+            Ok(file) => file,
+            // One that someone else has begun and never told the keystore of is in nobody's way.
+            Err(AuditError::Missing { .. } | AuditError::Strange { .. } | AuditError::ReadOnly { .. }) => {
+                return Ok(None);
+            }
+            Err(AuditError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let is_known = self
+            .read_state(&file)
+            .and_then(|(_, state)| self.compare(&state, known));
+        match is_known {
+            Ok(()) => Ok(Some(file)),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn no_seed(&self) -> AuditError {
@@ -165,8 +213,7 @@ impl AuditLog {
 
     /// Appends events, durably; returns number and hash of the last line.
     fn append(&self, events: &[String], known: Option<Known>, generation: u64) -> Result<AuditHead, AuditError> {
-        let state = self.open(self.names.state, false)?;
-        self.lock(&state)?;
+        let state = self.open_state(self.names.state, false)?;
         let log = self.open(self.names.log, false)?;
         let files = Files {
             log: &log,
@@ -209,9 +256,12 @@ impl AuditLog {
 
     /// Returns number and hash of the last line that the state knows, having compared it with what the keystore knows. Changes nothing.
     fn state_for_reading(&self, known: Known) -> Result<AuditHead, AuditError> {
-        let file = self.open(self.names.state, true)?;
-        self.lock(&file)?;
-        let (_, state) = self.read_state(&file)?;
+        let file = self.open_state(self.names.state, true)?;
+        self.head_of(&file, known)
+    }
+
+    fn head_of(&self, file: &BackingFile, known: Known) -> Result<AuditHead, AuditError> {
+        let (_, state) = self.read_state(file)?;
         self.compare(&state, known)?;
         Ok(state.chain.head())
     }
@@ -320,6 +370,25 @@ impl AuditLog {
         Ok(file)
     }
 
+    /// Opens a state and locks it: that which has the name once it is locked, for another log may have been put in its place meanwhile.
+    fn open_state(&self, name: &str, read_only: bool) -> Result<BackingFile, AuditError> {
+        loop {
+            let file = self.open(name, read_only)?;
+            self.lock(&file)?;
+            let failed = |source| AuditError::Io {
+                file: self.path.join(name),
+                source,
+            };
+            let locked = file.stat().map_err(failed)?;
+            match self.dir.stat(name) {
+                Ok(named) if (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino) => return Ok(file),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
     fn lock(&self, file: &BackingFile) -> Result<(), AuditError> {
         let start = Instant::now();
         loop {
@@ -377,29 +446,45 @@ impl OpenKeystore {
     ///
     /// As for [`change`](Self::change).
     pub fn audit_on(&mut self, another: bool, now: u64) -> Result<bool, ChangeError> {
-        self.whole_change(|open| {
+        let is_news = self.whole_change(|open| {
             let settings = open.keystore.audit_settings();
             if !another && settings.as_ref().is_some_and(|settings| settings.is_on) {
                 return Ok(false);
             }
             let begins = another || settings.is_none();
-            if begins {
-                if let Some(settings) = settings {
-                    open.note_end_of(settings.log)?;
-                }
-                let no_seed = |_| AuditError::NoSeed {
-                    path: open.home.path().to_owned(),
-                };
-                open.keystore.begin_audit_log().map_err(no_seed)?;
-                AuditLog::begin(&open.home, &open.keystore)?;
-            } else {
-                open.keystore.set_audit_on(true);
-            }
-            let log = AuditLog::of(&open.home, &open.keystore)?;
             let call = Call::new("StartLogging", serde_json::json!({"newLog": begins}));
+            if begins {
+                return open.begin_log(now, call).map(|()| true);
+            }
+            open.keystore.set_audit_on(true);
+            let log = AuditLog::of(&open.home, &open.keystore)?;
             open.store_recorded(now, log.as_ref(), vec![call])?;
             Ok(true)
-        })
+        })?;
+        // The keystore says so, whatever comes of this: the next who looks for the log does the same.
+        AuditLog::of(&self.home, &self.keystore)?;
+        Ok(is_news)
+    }
+
+    /// Begins another log with a call, and stores the keystore, which says so; the log is not in its place yet.
+    fn begin_log(&mut self, now: u64, call: Call) -> Result<(), ChangeError> {
+        let before = match self.keystore.audit_settings() {
+            Some(settings) => self.note_end_of(settings.log)?,
+            None => None,
+        };
+        let end = self.keystore.audit_head();
+        let no_seed = |_| AuditError::NoSeed {
+            path: self.home.path().to_owned(),
+        };
+        self.keystore.begin_audit_log().map_err(no_seed)?;
+        let log = AuditLog::begin(&self.home, &self.keystore)?;
+        if let Err(error) = self.store_recorded(now, Some(&log), vec![call]) {
+            // The log before goes on, and does not have the line.
+            self.keystore.set_audit_head(end);
+            return Err(error);
+        }
+        drop(before);
+        Ok(())
     }
 
     /// Has calls recorded no longer. The log stays, and can be verified.
@@ -415,18 +500,21 @@ impl OpenKeystore {
         })
     }
 
-    /// Notes how far a log has come that is to be set aside, as far as its state tells.
-    fn note_end_of(&mut self, log: LogId) -> Result<(), AuditError> {
-        let log = AuditLog::new(&self.home, log)?;
-        let known = Known {
-            head: self.keystore.audit_head(),
-            generation: self.keystore.generation(),
+    /// Notes how far a log has come that is to be set aside, as far as its state tells; returns that, locked, so that nobody appends to it meanwhile.
+    fn note_end_of(&mut self, log: LogId) -> Result<Option<BackingFile>, AuditError> {
+        let log = AuditLog::find(&self.home, &self.keystore, log)?;
+        let state = match log.open_state(log.names.state, true) {
+            Err(error @ AuditError::InUse { .. }) => return Err(error),
+            state => state.ok(),
         };
         // A log that is damaged is why there is to be another.
-        if let Ok(head) = log.state_for_reading(known) {
+        let head = state
+            .as_ref()
+            .map(|state| log.head_of(state, Known::of(&self.keystore)));
+        if let Some(Ok(head)) = head {
             self.keystore.set_audit_head(head);
         }
-        Ok(())
+        Ok(state)
     }
 
     /// Records calls before what they gave is handed out.

@@ -549,6 +549,152 @@ fn the_key_of_a_line_is_wiped_when_the_line_is_there() {
     }
 }
 
+const OLD_LOG: &str = "audit-1.jsonl";
+const COMING_LOG: &str = "audit-new.jsonl";
+const COMING_STATE: &str = "audit-new.state";
+
+/// The files of a keystore whose log was exchanged for another one, before and after.
+struct Exchange {
+    keys: PathBuf,
+    old: [Vec<u8>; 3],
+    new: [Vec<u8>; 3],
+    _temp: TempDir,
+}
+
+impl Exchange {
+    fn new() -> Self {
+        let (temp, keys) = audited();
+        make_key(&keys).unwrap();
+        let files = || [LOG, STATE, KEYSTORE].map(|file| fs::read(keys.join(file)).unwrap());
+        let old = files();
+        assert!(open(&keys).audit_on(true, 105).unwrap());
+        assert_eq!(fs::read(keys.join(OLD_LOG)).unwrap(), old[0]);
+        let new = files();
+        Exchange {
+            keys,
+            old,
+            new,
+            _temp: temp,
+        }
+    }
+
+    /// Has these files there, and no others.
+    fn put(&self, files: &[(&str, &[u8])]) {
+        for file in [LOG, STATE, KEYSTORE, OLD_LOG, COMING_LOG, COMING_STATE] {
+            let _ = fs::remove_file(self.keys.join(file));
+        }
+        for (file, bytes) in files {
+            fs::write(self.keys.join(file), bytes).unwrap();
+        }
+    }
+
+    /// Returns what there is after each step that the process may end behind, once the keystore is stored.
+    fn steps(&self) -> [Vec<(&'static str, &[u8])>; 4] {
+        let [old_log, old_state, _] = self.old.each_ref().map(Vec::as_slice);
+        let [log, state, keystore] = self.new.each_ref().map(Vec::as_slice);
+        let (coming_log, coming_state) = ((COMING_LOG, log), (COMING_STATE, state));
+        let keystore = (KEYSTORE, keystore);
+        [
+            vec![keystore, (LOG, old_log), (STATE, old_state), coming_log, coming_state],
+            vec![
+                keystore,
+                (OLD_LOG, old_log),
+                (STATE, old_state),
+                coming_log,
+                coming_state,
+            ],
+            vec![keystore, (OLD_LOG, old_log), coming_log, coming_state],
+            vec![keystore, (OLD_LOG, old_log), (LOG, log), coming_state],
+        ]
+    }
+
+    fn is_refused(&self) -> bool {
+        let refused = make_key(&self.keys);
+        matches!(refused, Err(ChangeError::Audit(error)) if error.is_damage())
+    }
+}
+
+#[test]
+fn another_log_whose_beginning_is_interrupted_is_put_in_its_place_by_the_next_call() {
+    let exchange = Exchange::new();
+    let keys = &exchange.keys;
+    for (number, step) in exchange.steps().into_iter().enumerate() {
+        for looks_first in [false, true] {
+            exchange.put(&step);
+            if looks_first {
+                assert_eq!(is_whole(keys), 1, "step {number}");
+            }
+            make_key(keys).unwrap_or_else(|error| panic!("step {number}: {error}"));
+            assert_eq!(names(keys), ["StartLogging", "CreateKey"], "step {number}");
+            assert_eq!(is_whole(keys), 2, "step {number}");
+            assert_eq!(fs::read(keys.join(OLD_LOG)).unwrap(), exchange.old[0], "step {number}");
+            assert!(!keys.join(COMING_LOG).exists() && !keys.join(COMING_STATE).exists());
+        }
+        exchange.put(&step);
+        assert!(open(keys).audit_on(true, 106).unwrap(), "step {number}");
+        assert_eq!(is_whole(keys), 1, "step {number}");
+        assert_eq!(fs::read(keys.join(OLD_LOG)).unwrap(), exchange.old[0], "step {number}");
+        assert_eq!(fs::read(keys.join("audit-3.jsonl")).unwrap(), exchange.new[0]);
+        fs::remove_file(keys.join("audit-3.jsonl")).unwrap();
+    }
+}
+
+#[test]
+fn another_log_that_the_keystore_was_not_told_of_changes_nothing() {
+    let exchange = Exchange::new();
+    let keys = &exchange.keys;
+    let [old_log, old_state, keystore] = exchange.old.each_ref().map(Vec::as_slice);
+    let [log, state, _] = exchange.new.each_ref().map(Vec::as_slice);
+    let before = [(LOG, old_log), (STATE, old_state), (KEYSTORE, keystore)];
+    for coming in [
+        vec![(COMING_STATE, &state[..50])],
+        vec![(COMING_STATE, state)],
+        vec![(COMING_STATE, state), (COMING_LOG, b"".as_slice())],
+        vec![(COMING_STATE, state), (COMING_LOG, log)],
+    ] {
+        exchange.put(&[&before[..], &coming].concat());
+        make_key(keys).unwrap();
+        assert_eq!(names(keys), ["StartLogging", "CreateKey", "CreateKey"]);
+        assert_eq!(is_whole(keys), 3);
+        assert!(open(keys).audit_on(true, 106).unwrap());
+        make_key(keys).unwrap();
+        assert_eq!(names(keys), ["StartLogging", "CreateKey"]);
+        assert_eq!(is_whole(keys), 2);
+    }
+}
+
+#[test]
+fn a_log_that_was_taken_away_is_told_from_one_that_is_coming() {
+    let exchange = Exchange::new();
+    for step in exchange.steps() {
+        let without = |taken: &str| {
+            step.iter()
+                .copied()
+                .filter(|(file, _)| *file != taken)
+                .collect::<Vec<_>>()
+        };
+        exchange.put(&without(COMING_STATE));
+        assert!(exchange.is_refused());
+        let log = if step.iter().any(|(file, _)| *file == COMING_LOG) {
+            COMING_LOG
+        } else {
+            LOG
+        };
+        exchange.put(&without(log));
+        assert!(exchange.is_refused());
+        // That of another log, which the keystore does not have.
+        exchange.put(&[&without(COMING_STATE)[..], &[(COMING_STATE, &exchange.old[1])]].concat());
+        assert!(exchange.is_refused());
+    }
+    // Kept from when it was coming, and put back when there is more on record.
+    let (log, state) = (exchange.new[0].as_slice(), exchange.new[1].as_slice());
+    exchange.put(&exchange.steps()[0]);
+    make_key(&exchange.keys).unwrap();
+    let keystore = fs::read(exchange.keys.join(KEYSTORE)).unwrap();
+    exchange.put(&[(KEYSTORE, &keystore), (COMING_LOG, log), (COMING_STATE, state)]);
+    assert!(exchange.is_refused());
+}
+
 #[test]
 fn switched_off_it_records_that_and_no_more_until_it_is_on() {
     let (temp, keys) = audited();
