@@ -36,6 +36,10 @@ pub const KEYSTORE: &str = "keystore.hush";
 pub const AUDIT_LOG: &str = "audit.hush";
 /// The name of where that log stands.
 pub const AUDIT_STATE: &str = "audit-state.hush";
+/// The name of an audit log that was begun and is not in its place yet.
+pub const COMING_AUDIT_LOG: &str = "audit-new.hush";
+/// The name of where that log stands.
+pub const COMING_AUDIT_STATE: &str = "audit-state-new.hush";
 /// The name of a directory header.
 pub const DIRECTORY_HEADER: &str = "dir.hush";
 
@@ -186,7 +190,9 @@ pub fn shape(entry: &[u8]) -> Shape {
     };
     match entry {
         "." | ".." => return Shape::Dots,
-        VAULT_HEADER | KEYSTORE | AUDIT_LOG | AUDIT_STATE => return Shape::VaultFile,
+        VAULT_HEADER | KEYSTORE | AUDIT_LOG | AUDIT_STATE | COMING_AUDIT_LOG | COMING_AUDIT_STATE => {
+            return Shape::VaultFile;
+        }
         LOST_AND_FOUND => return Shape::LostAndFound,
         DIRECTORY_HEADER => return Shape::DirectoryHeader,
         _ => {}
@@ -409,7 +415,8 @@ mod tests {
         assert_eq!(shape(b"lost+found.hush"), Shape::LostAndFound);
         assert_eq!(shape(journal_file(u64::MAX).as_bytes()), Shape::VaultFile);
         assert_eq!(shape(temporary_file(&header_file(id)).as_bytes()), Shape::Temporary);
-        for audit in [AUDIT_LOG, AUDIT_STATE, &old_audit_log(12)] {
+        let coming = [COMING_AUDIT_LOG, COMING_AUDIT_STATE];
+        for audit in [AUDIT_LOG, AUDIT_STATE, &old_audit_log(12)].into_iter().chain(coming) {
             assert_eq!(shape(audit.as_bytes()), Shape::VaultFile, "{audit}");
         }
         assert_eq!(shape(b"."), Shape::Dots);

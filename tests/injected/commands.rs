@@ -71,6 +71,26 @@ static CHANGES: [Change; 10] = [
     },
 ];
 
+/// Changes that are recorded, and those of the audit log.
+static RECORDED_CHANGES: [Change; 4] = [
+    Change {
+        before: "",
+        command: "keystore audit on --key-file key vault",
+    },
+    Change {
+        before: "keystore audit on --key-file key vault",
+        command: "keystore audit on --new-log --key-file key vault",
+    },
+    Change {
+        before: "keystore audit on --key-file key vault",
+        command: "vault rotate --key-file key vault",
+    },
+    Change {
+        before: "keystore audit on --key-file key vault",
+        command: "keystore audit off --key-file key vault",
+    },
+];
+
 /// A directory in which commands are run.
 struct Place(TempDir);
 
@@ -131,7 +151,11 @@ impl Place {
 
     /// Says what is wrong with a vault that has to open and be whole.
     fn fault_of(&self, vault: &str) -> Option<String> {
-        for command in ["slot test", "fsck", "verify"] {
+        let mut commands = vec!["slot test", "fsck", "verify"];
+        if self.path(vault).join("audit.hush").exists() {
+            commands.push("audit verify");
+        }
+        for command in commands {
             let output = self.run(&format!("{command} {SECRET} {vault}"));
             if !output.status.success() {
                 return Some(format!("{command}: {}", said(&output)));
@@ -173,14 +197,28 @@ fn faults() -> Vec<(Fault, usize)> {
 
 #[test]
 fn every_call_of_a_command_fails() {
-    if !can_inject() {
-        return;
+    if can_inject() {
+        try_faults(&CHANGES, &faults());
     }
+}
+
+#[test]
+fn every_call_of_a_command_that_is_recorded_fails() {
+    if can_inject() {
+        let step = if is_whole() { 1 } else { 4 };
+        try_faults(
+            &RECORDED_CHANGES,
+            &[(Fault::Once(libc::EIO), step), (Fault::From(libc::EIO), step)],
+        );
+    }
+}
+
+fn try_faults(changes: &[Change], faults: &[(Fault, usize)]) {
     let place = Place::new();
     let pristine = tempfile::tempdir().unwrap();
     copy(&place.path("vault"), &pristine.path().join("vault"));
     let mut broken = Vec::new();
-    for change in &CHANGES {
+    for change in changes {
         let vault = change.command.rsplit(' ').find(|word| ["vault", "new"].contains(word));
         let vault = vault.unwrap_or("vault");
         let kept = tempfile::tempdir().unwrap();
@@ -189,7 +227,7 @@ fn every_call_of_a_command_fails() {
         }
         copy(&place.path("vault"), &kept.path().join("vault"));
         let (mut trials, mut refused) = (0, 0);
-        for (fault, step) in faults() {
+        for &(fault, step) in faults {
             for n in (1..CALLS_MAX).step_by(step) {
                 place.restore(kept.path());
                 let mut command = place.command(change.command);

@@ -92,6 +92,28 @@ fn names_of_255_bytes_work_in_every_operation() {
 }
 
 #[test]
+fn targets_of_every_length_are_stored_as_any_filesystem_takes_them() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let lengths = [1, 700, 739, 740, 1023, 1024, 3043, 3044, 4095];
+    let link = |len: usize| bench.mnt().join(format!("link-{len}"));
+    for len in lengths {
+        std::os::unix::fs::symlink("t".repeat(len), link(len)).unwrap();
+        assert_eq!(fs::read_link(link(len)).unwrap().as_os_str().len(), len);
+        assert_eq!(fs::symlink_metadata(link(len)).unwrap().len(), len as u64);
+    }
+    let links: Vec<_> = fs::read_dir(bench.vault())
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert_eq!(links.len(), lengths.len());
+    assert!(links.iter().all(|text| text.as_os_str().len() <= 1023));
+    bench.unmount();
+}
+
+#[test]
 fn five_thousand_links_to_one_file() {
     if !can_mount() {
         return;

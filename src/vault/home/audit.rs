@@ -15,6 +15,17 @@
 //! - between 3 and 4: a record of a change that was not stored. The record names the generation of the keystore that it was to become; the
 //!   next change has the same.
 //!
+//! A step that fails fails that call, and leaves no more than that:
+//!
+//! - 2: the log is cut back to what the state knows, as nobody was told of a line behind that.
+//! - 3, before the new state is durable: the lines stay, the state before stands, and the next append takes the lines in.
+//! - 3, when the one before cannot be wiped: the lines and the new state stay; the next state is written over the one before.
+//!
+//! Another log is begun beside the one there is, under names of its own, with its first line. Then the keystore is stored, which says that it is the log
+//! now, and then the files get their names. What is interrupted before the keystore is stored did not take place: the log before goes on, and what was made is
+//! set aside by the next who begins one. After that, whoever looks for the log gives the files their names first. Nobody takes files for a coming log that the
+//! keystore does not name, nor ones that are behind what it knows.
+//!
 //! A call that cannot be recorded fails. So a log that was cut, is missing or does not follow from its state stops everything
 //! but looking, until the files are put back or another log is begun.
 
@@ -76,6 +87,13 @@ pub struct AuditLog {
     log: Option<LogId>,
 }
 
+/// The two files of a log, the state locked.
+#[derive(Clone, Copy)]
+struct Files<'f> {
+    log: &'f dyn Storage,
+    state: &'f dyn Storage,
+}
+
 /// What the log must not be behind of, where the keystore is open.
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -83,17 +101,31 @@ struct Known {
     generation: u64,
 }
 
+impl Known {
+    fn of(keystore: &LocalKeystore) -> Self {
+        Known {
+            head: keystore.audit_head(),
+            generation: keystore.generation(),
+        }
+    }
+}
+
 impl AuditLog {
     /// Finds the log of a keystore; nothing when it records no calls.
     pub(super) fn of(home: &KeystoreHome, keystore: &LocalKeystore) -> Result<Option<Self>, AuditError> {
         match keystore.audit_settings() {
-            Some(settings) if settings.is_on => Self::new(home, settings.log).map(Some),
+            Some(settings) if settings.is_on => Self::find(home, keystore, settings.log).map(Some),
             _ => Ok(None),
         }
     }
 
-    fn new(home: &KeystoreHome, log: LogId) -> Result<Self, AuditError> {
-        let names = AuditNames::of(home.is_embedded());
+    /// Finds a log that the keystore has; puts it in its place first if whoever began it did not come to do that.
+    fn find(home: &KeystoreHome, keystore: &LocalKeystore, log: LogId) -> Result<Self, AuditError> {
+        let names = AuditNames::of(home.is_embedded()).coming();
+        Self::new(home, names, log)?.put_in_place(home, Known::of(keystore))
+    }
+
+    fn new(home: &KeystoreHome, names: AuditNames, log: LogId) -> Result<Self, AuditError> {
         let dir = home.dir().open_dir(".").map_err(|source| AuditError::Io {
             file: home.path().join(names.log),
             source,
@@ -106,33 +138,71 @@ impl AuditLog {
         })
     }
 
-    /// Begins the log of a keystore that was told to have a new one: sets aside what is there, and makes both files.
-    pub(super) fn begin(home: &KeystoreHome, keystore: &LocalKeystore) -> Result<Self, AuditError> {
+    /// Begins the log of a keystore that was told to have a new one, beside the one there is.
+    fn begin(home: &KeystoreHome, keystore: &LocalKeystore) -> Result<Self, AuditError> {
         let settings = keystore.audit_settings().expect("the caller has begun one");
-        let log = Self::new(home, settings.log)?;
+        let names = AuditNames::of(home.is_embedded()).coming();
+        let log = Self::new(home, names, settings.log)?;
         let failed = |file: &str| {
             let file = log.path.join(file);
             move |source| AuditError::Io { file, source }
         };
-        // Who is appending finishes first.
-        let held = log.open(log.names.state, true).ok();
-        held.iter().try_for_each(|state| log.lock(state))?;
-        log.names.set_aside(&log.dir).map_err(failed(log.names.log))?;
+        // One that the keystore was never told of.
+        names.set_aside(&log.dir).map_err(failed(names.log))?;
         let seed = keystore.audit_seed(&settings).map_err(|_| log.no_seed())?;
         let state = State {
             chain: Chain::start(&seed, settings.log, keystore.audit_head()),
             size: 0,
             generation: 0,
         };
-        // The state first: a log without one is nobody's, and is set aside by the next who begins one.
-        let written = log.dir.write_small(log.names.state, &state.encode());
+        let written = log.dir.write_small(names.state, &state.encode());
         let written = written.and_then(|file| file.sync_all());
-        written.map_err(failed(log.names.state))?;
-        let made = log.dir.create_file(log.names.log, 0o600);
+        written.map_err(failed(names.state))?;
+        let made = log.dir.create_file(names.log, 0o600);
         made.and_then(|file| file.sync_all())
             .and_then(|()| log.dir.sync())
-            .map_err(failed(log.names.log))?;
+            .map_err(failed(names.log))?;
         Ok(log)
+    }
+
+    /// Gives the files of a coming log their names, if there is one and it is that of the keystore, which is stored.
+    fn put_in_place(self, home: &KeystoreHome, known: Known) -> Result<Self, AuditError> {
+        let names = AuditNames::of(home.is_embedded());
+        // Held while it is looked at and renamed.
+        if let Some(_coming) = self.coming_state(known)? {
+            // Who is appending to the one before finishes first.
+            let before = match self.open_state(names.state, false) {
+                Err(error @ AuditError::InUse { .. }) => return Err(error),
+                before => before.ok(),
+            };
+            names.put_in_place(&self.dir).map_err(|source| AuditError::Io {
+                file: self.path.join(names.log),
+                source,
+            })?;
+            drop(before);
+        }
+        Ok(AuditLog { names, ..self })
+    }
+
+    /// Returns the state of a log that the keystore has and that is not in its place yet, locked.
+    fn coming_state(&self, known: Known) -> Result<Option<BackingFile>, AuditError> {
+        let file = match self.open_state(self.names.state, false) {
+            Ok(file) => file,
+            // One that someone else has begun and never told the keystore of is in nobody's way.
+            Err(AuditError::Missing { .. } | AuditError::Strange { .. } | AuditError::ReadOnly { .. }) => {
+                return Ok(None);
+            }
+            Err(AuditError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let is_known = self
+            .read_state(&file)
+            .and_then(|(_, state)| self.compare(&state, known));
+        match is_known {
+            Ok(()) => Ok(Some(file)),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn no_seed(&self) -> AuditError {
@@ -143,44 +213,55 @@ impl AuditLog {
 
     /// Appends events, durably; returns number and hash of the last line.
     fn append(&self, events: &[String], known: Option<Known>, generation: u64) -> Result<AuditHead, AuditError> {
-        let state_file = self.open(self.names.state, false)?;
-        self.lock(&state_file)?;
-        let (place, mut state) = self.read_state(&state_file)?;
-        let log_file = self.open(self.names.log, false)?;
-        self.catch_up(&log_file, &mut state)?;
+        let state = self.open_state(self.names.state, false)?;
+        let log = self.open(self.names.log, false)?;
+        let files = Files {
+            log: &log,
+            state: &state,
+        };
+        self.append_to(files, events, known, generation)
+    }
+
+    fn append_to(
+        &self,
+        files: Files<'_>,
+        events: &[String],
+        known: Option<Known>,
+        generation: u64,
+    ) -> Result<AuditHead, AuditError> {
+        let (place, mut state) = self.read_state(files.state)?;
+        let known_size = state.size;
+        self.catch_up(files.log, &mut state)?;
         if let Some(known) = known {
             self.compare(&state, known)?;
         }
-        let failed = |source| AuditError::Io {
-            file: self.path.join(self.names.log),
-            source,
-        };
         let mut lines = Vec::new();
         for event in events {
             let line = state.chain.append(event).map_err(|_| AuditError::TooLong)?;
             lines.extend_from_slice(&line);
         }
-        let written = log_file.write_at(&lines, state.size).map_err(|short| short.error);
-        let written = written.and_then(|()| log_file.sync_data());
-        let before = state.size;
+        let written = files.log.write_at(&lines, state.size).map_err(|short| short.error);
+        if let Err(source) = written.and_then(|()| files.log.sync_data()) {
+            // What is not cut now is taken for what it says by the next who appends. What was taken in is cut too: after a sync that failed, nobody knows
+            // what of it is on the disk.
+            let _ = files.log.set_len(known_size).and_then(|()| files.log.sync_data());
+            let file = self.path.join(self.names.log);
+            return Err(AuditError::Io { file, source });
+        }
         state.size += lines.len() as u64;
         state.generation = state.generation.max(generation);
-        let written = written
-            .map_err(failed)
-            .and_then(|()| self.write_state(&state_file, place, &state));
-        if let Err(error) = written {
-            // What is not cut now is taken for what it says by the next who appends.
-            let _ = log_file.set_len(before).and_then(|()| log_file.sync_data());
-            return Err(error);
-        }
+        self.write_state(files.state, place, &state)?;
         Ok(state.chain.head())
     }
 
     /// Returns number and hash of the last line that the state knows, having compared it with what the keystore knows. Changes nothing.
     fn state_for_reading(&self, known: Known) -> Result<AuditHead, AuditError> {
-        let file = self.open(self.names.state, true)?;
-        self.lock(&file)?;
-        let (_, state) = self.read_state(&file)?;
+        let file = self.open_state(self.names.state, true)?;
+        self.head_of(&file, known)
+    }
+
+    fn head_of(&self, file: &BackingFile, known: Known) -> Result<AuditHead, AuditError> {
+        let (_, state) = self.read_state(file)?;
         self.compare(&state, known)?;
         Ok(state.chain.head())
     }
@@ -199,7 +280,7 @@ impl AuditLog {
     }
 
     /// Takes in lines that were appended by someone who did not come to write the state.
-    fn catch_up(&self, log_file: &BackingFile, state: &mut State) -> Result<(), AuditError> {
+    fn catch_up(&self, log_file: &dyn Storage, state: &mut State) -> Result<(), AuditError> {
         let file = || self.path.join(self.names.log);
         let failed = |source| AuditError::Io { file: file(), source };
         let size = log_file.len().map_err(failed)?;
@@ -226,7 +307,7 @@ impl AuditLog {
     }
 
     /// Reads the newer of the two places of the state; returns which it is.
-    fn read_state(&self, file: &BackingFile) -> Result<(u64, State), AuditError> {
+    fn read_state(&self, file: &dyn Storage) -> Result<(u64, State), AuditError> {
         let path = || self.path.join(self.names.state);
         let mut newest: Option<(u64, State)> = None;
         for place in 0..2 {
@@ -250,7 +331,7 @@ impl AuditLog {
     }
 
     /// Writes the state in the place that is not the newest, then wipes that.
-    fn write_state(&self, file: &BackingFile, newest: u64, state: &State) -> Result<(), AuditError> {
+    fn write_state(&self, file: &dyn Storage, newest: u64, state: &State) -> Result<(), AuditError> {
         let failed = |source| AuditError::Io {
             file: self.path.join(self.names.state),
             source,
@@ -259,9 +340,13 @@ impl AuditLog {
             file.write_at(bytes, place * STATE_PLACE_SIZE)
                 .map_err(|short| short.error)
         };
-        write(&state.encode(), 1 - newest)
-            .and_then(|()| file.sync_data())
-            .map_err(failed)?;
+        let other = 1 - newest;
+        let written = write(&state.encode(), other).and_then(|()| file.sync_data());
+        written.map_err(|source| {
+            // It may be there to read and never come to the disk: the one before stands.
+            let _ = write(&[0; STATE_SIZE], other);
+            failed(source)
+        })?;
         // On its way to the disk with whatever is written there next.
         write(&[0; STATE_SIZE], newest).map_err(failed)
     }
@@ -283,6 +368,25 @@ impl AuditLog {
             return Err(AuditError::ReadOnly { file: path() });
         }
         Ok(file)
+    }
+
+    /// Opens a state and locks it: that which has the name once it is locked, for another log may have been put in its place meanwhile.
+    fn open_state(&self, name: &str, read_only: bool) -> Result<BackingFile, AuditError> {
+        loop {
+            let file = self.open(name, read_only)?;
+            self.lock(&file)?;
+            let failed = |source| AuditError::Io {
+                file: self.path.join(name),
+                source,
+            };
+            let locked = file.stat().map_err(failed)?;
+            match self.dir.stat(name) {
+                Ok(named) if (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino) => return Ok(file),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
     }
 
     fn lock(&self, file: &BackingFile) -> Result<(), AuditError> {
@@ -328,10 +432,7 @@ impl AuditLog {
     ) -> Result<(), AuditError> {
         let recorder = Recorder::of(keystore);
         let events: Vec<_> = calls.iter().map(|call| recorder.event(call, generation)).collect();
-        let known = Known {
-            head: keystore.audit_head(),
-            generation: keystore.generation(),
-        };
+        let known = Known::of(keystore);
         let head = self.append(&events, Some(known), generation.unwrap_or(0))?;
         keystore.set_audit_head(head);
         Ok(())
@@ -345,29 +446,45 @@ impl OpenKeystore {
     ///
     /// As for [`change`](Self::change).
     pub fn audit_on(&mut self, another: bool, now: u64) -> Result<bool, ChangeError> {
-        self.whole_change(|open| {
+        let is_news = self.whole_change(|open| {
             let settings = open.keystore.audit_settings();
             if !another && settings.as_ref().is_some_and(|settings| settings.is_on) {
                 return Ok(false);
             }
             let begins = another || settings.is_none();
-            if begins {
-                if let Some(settings) = settings {
-                    open.note_end_of(settings.log)?;
-                }
-                let no_seed = |_| AuditError::NoSeed {
-                    path: open.home.path().to_owned(),
-                };
-                open.keystore.begin_audit_log().map_err(no_seed)?;
-                AuditLog::begin(&open.home, &open.keystore)?;
-            } else {
-                open.keystore.set_audit_on(true);
-            }
-            let log = AuditLog::of(&open.home, &open.keystore)?;
             let call = Call::new("StartLogging", serde_json::json!({"newLog": begins}));
+            if begins {
+                return open.begin_log(now, call).map(|()| true);
+            }
+            open.keystore.set_audit_on(true);
+            let log = AuditLog::of(&open.home, &open.keystore)?;
             open.store_recorded(now, log.as_ref(), vec![call])?;
             Ok(true)
-        })
+        })?;
+        // The keystore says so, whatever comes of this: the next who looks for the log does the same.
+        AuditLog::of(&self.home, &self.keystore)?;
+        Ok(is_news)
+    }
+
+    /// Begins another log with a call, and stores the keystore, which says so; the log is not in its place yet.
+    fn begin_log(&mut self, now: u64, call: Call) -> Result<(), ChangeError> {
+        let before = match self.keystore.audit_settings() {
+            Some(settings) => self.note_end_of(settings.log)?,
+            None => None,
+        };
+        let end = self.keystore.audit_head();
+        let no_seed = |_| AuditError::NoSeed {
+            path: self.home.path().to_owned(),
+        };
+        self.keystore.begin_audit_log().map_err(no_seed)?;
+        let log = AuditLog::begin(&self.home, &self.keystore)?;
+        if let Err(error) = self.store_recorded(now, Some(&log), vec![call]) {
+            // The log before goes on, and does not have the line.
+            self.keystore.set_audit_head(end);
+            return Err(error);
+        }
+        drop(before);
+        Ok(())
     }
 
     /// Has calls recorded no longer. The log stays, and can be verified.
@@ -383,18 +500,21 @@ impl OpenKeystore {
         })
     }
 
-    /// Notes how far a log has come that is to be set aside, as far as its state tells.
-    fn note_end_of(&mut self, log: LogId) -> Result<(), AuditError> {
-        let log = AuditLog::new(&self.home, log)?;
-        let known = Known {
-            head: self.keystore.audit_head(),
-            generation: self.keystore.generation(),
+    /// Notes how far a log has come that is to be set aside, as far as its state tells; returns that, locked, so that nobody appends to it meanwhile.
+    fn note_end_of(&mut self, log: LogId) -> Result<Option<BackingFile>, AuditError> {
+        let log = AuditLog::find(&self.home, &self.keystore, log)?;
+        let state = match log.open_state(log.names.state, true) {
+            Err(error @ AuditError::InUse { .. }) => return Err(error),
+            state => state.ok(),
         };
         // A log that is damaged is why there is to be another.
-        if let Ok(head) = log.state_for_reading(known) {
+        let head = state
+            .as_ref()
+            .map(|state| log.head_of(state, Known::of(&self.keystore)));
+        if let Some(Ok(head)) = head {
             self.keystore.set_audit_head(head);
         }
-        Ok(())
+        Ok(state)
     }
 
     /// Records calls before what they gave is handed out.

@@ -8,7 +8,7 @@ use crate::{
     backing::Dir,
     format::{
         audit::Line,
-        name::{AUDIT_LOG, AUDIT_STATE, old_audit_log},
+        name::{AUDIT_LOG, AUDIT_STATE, COMING_AUDIT_LOG, COMING_AUDIT_STATE, old_audit_log},
     },
 };
 
@@ -34,6 +34,32 @@ impl AuditNames {
             state,
             is_embedded,
         }
+    }
+
+    /// Returns the names of a log that was begun and is not in its place yet.
+    pub(super) fn coming(self) -> Self {
+        let (log, state) = match self.is_embedded {
+            true => (COMING_AUDIT_LOG, COMING_AUDIT_STATE),
+            false => ("audit-new.jsonl", "audit-new.state"),
+        };
+        AuditNames { log, state, ..self }
+    }
+
+    /// Gives the files of a coming log these names, and the log that has one another. Done again, it goes on where it was interrupted.
+    pub(super) fn put_in_place(self, dir: &Dir) -> io::Result<()> {
+        let coming = self.coming();
+        match dir.stat(coming.log) {
+            Ok(_) => {
+                self.set_aside(dir)?;
+                dir.rename(coming.log, dir, self.log, RenameFlags::empty())?;
+                // The state goes last: while it has not, it is known what is to be done.
+                dir.sync()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        dir.rename(coming.state, dir, self.state, RenameFlags::empty())?;
+        dir.sync()
     }
 
     /// Gives a log that is there another name, by the number of its first line. An empty one, and the state, are of no use to anyone.

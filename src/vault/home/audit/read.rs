@@ -105,7 +105,7 @@ pub(in crate::vault::home) fn verify(
     let Some(settings) = keystore.audit_settings() else {
         return Ok(None);
     };
-    let log = AuditLog::new(home, settings.log)?;
+    let log = AuditLog::find(home, keystore, settings.log)?;
     let mut reader = match other {
         Some(path) => LogReader::open(path)?,
         None => LogReader::of(home)?,
@@ -120,10 +120,7 @@ pub(in crate::vault::home) fn verify(
     let mut verifier = None;
     if other.is_none() {
         // Nobody appends between the two.
-        match log.state_for_reading(Known {
-            head,
-            generation: keystore.generation(),
-        }) {
+        match log.state_for_reading(Known::of(keystore)) {
             Ok(end) => pinned.push(end),
             Err(error) => found.besides = Some(error),
         }

@@ -1,10 +1,17 @@
-use std::{fs, path::Path, thread};
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
 
+use rustix::fs::Timespec;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
+    backing::ShortWrite,
     crypto::block::Suite,
     format::{
         audit::{Line, Problem},
@@ -364,25 +371,328 @@ fn an_append_that_was_cut_short_at_any_byte_is_recovered_from() {
     assert_eq!(is_whole(&keys), 4);
 }
 
+/// What a call on a file does before it fails.
+#[derive(Clone, Copy, Debug)]
+enum Does {
+    Nothing,
+    /// A write comes as far as the middle.
+    Half,
+    All,
+}
+
+/// The n-th call on two files fails, and each one behind it too where that is so.
+struct Faults {
+    does: Does,
+    until_the_end: bool,
+    calls: AtomicU32,
+    nth: u32,
+}
+
+impl Faults {
+    fn befall(&self) -> bool {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        call == self.nth || (self.until_the_end && call > self.nth)
+    }
+
+    fn call<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if !self.befall() {
+            return act();
+        }
+        if let Does::All = self.does {
+            act()?;
+        }
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+}
+
+/// A file on which calls fail.
+struct Faulty<'f> {
+    file: BackingFile,
+    faults: &'f Faults,
+}
+
+impl Storage for Faulty<'_> {
+    fn len(&self) -> io::Result<u64> {
+        self.faults.call(|| self.file.len())
+    }
+
+    fn inode(&self) -> io::Result<u64> {
+        self.file.inode()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.faults.call(|| self.file.read_at(buf, offset))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
+        if !self.faults.befall() {
+            return self.file.write_at(buf, offset);
+        }
+        let written = match self.faults.does {
+            Does::Nothing => 0,
+            Does::Half => buf.len() / 2,
+            Does::All => buf.len(),
+        };
+        self.file.write_at(&buf[..written], offset)?;
+        let error = io::Error::from_raw_os_error(libc::EIO);
+        Err(ShortWrite { written, error })
+    }
+
+    fn write_with_mtime(&self, _: &[u8], _: u64, _: Option<Timespec>) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn set_mtime(&self, _: Timespec) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.faults.call(|| self.file.set_len(len))
+    }
+
+    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn next_data(&self, _: u64) -> io::Result<Option<u64>> {
+        unreachable!()
+    }
+
+    fn next_hole(&self, _: u64) -> io::Result<u64> {
+        unreachable!()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.faults.call(|| self.file.sync_data())
+    }
+}
+
+#[test]
+fn an_append_of_which_any_call_fails_costs_that_append_only() {
+    let (_temp, keys) = audited();
+    make_key(&keys).unwrap();
+    let before = [LOG, STATE, KEYSTORE].map(|file| (file, fs::read(keys.join(file)).unwrap()));
+    for (does, until_the_end) in [
+        (Does::Nothing, false),
+        (Does::Half, false),
+        (Does::All, false),
+        (Does::Nothing, true),
+        (Does::Half, true),
+        (Does::All, true),
+    ] {
+        for nth in 1.. {
+            let what = format!("{does:?}, until the end: {until_the_end}, call {nth}");
+            for (file, bytes) in &before {
+                fs::write(keys.join(file), bytes).unwrap();
+            }
+            let faults = Faults {
+                does,
+                until_the_end,
+                calls: AtomicU32::new(0),
+                nth,
+            };
+            let keystore = open(&keys);
+            let log = AuditLog::of(&keystore.home, &keystore.keystore).unwrap().unwrap();
+            let file = |name| Faulty {
+                file: log.open(name, false).unwrap(),
+                faults: &faults,
+            };
+            let (log_file, state_file) = (file(LOG), file(STATE));
+            let files = Files {
+                log: &log_file,
+                state: &state_file,
+            };
+            let known = Known::of(&keystore.keystore);
+            let event = r#"{"eventName":"Told"}"#.to_owned();
+            let result = log.append_to(files, &[event], Some(known), known.generation + 1);
+            drop((log_file, state_file));
+            let acknowledged = fs::read(keys.join(LOG)).unwrap();
+            if faults.calls.into_inner() < nth {
+                result.unwrap();
+                assert!(nth > 8, "{what}");
+                break;
+            }
+            assert!(matches!(result, Err(AuditError::Io { .. })), "{what}: {result:?}");
+            assert!(acknowledged.starts_with(&before[0].1), "{what}");
+            make_key(&keys).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert!((3..=4).contains(&is_whole(&keys)), "{what}");
+            assert!(fs::read(keys.join(LOG)).unwrap().starts_with(&before[0].1), "{what}");
+            key_in(&fs::read(keys.join(STATE)).unwrap());
+        }
+    }
+}
+
+/// Returns the key of the next line from a state that has one only.
+fn key_in(state: &[u8]) -> Vec<u8> {
+    let kept: Vec<_> = (0..2)
+        .filter_map(|place| state.get(place * 4096..place * 4096 + STATE_SIZE))
+        .filter(|bytes| State::decode(bytes).is_ok())
+        .map(|bytes| bytes[STATE_SIZE - 64..STATE_SIZE - 32].to_vec())
+        .collect();
+    assert_eq!(kept.len(), 1);
+    kept[0].clone()
+}
+
 #[test]
 fn the_key_of_a_line_is_wiped_when_the_line_is_there() {
     let (_temp, keys) = audited();
-    let key = |state: &[u8]| {
-        let kept: Vec<_> = (0..2)
-            .filter_map(|place| state.get(place * 4096..place * 4096 + STATE_SIZE))
-            .filter(|bytes| State::decode(bytes).is_ok())
-            .map(|bytes| bytes[STATE_SIZE - 64..STATE_SIZE - 32].to_vec())
-            .collect();
-        assert_eq!(kept.len(), 1);
-        kept[0].clone()
-    };
-    let mut before = key(&fs::read(keys.join(STATE)).unwrap());
+    let mut before = key_in(&fs::read(keys.join(STATE)).unwrap());
     for _ in 0..3 {
         make_key(&keys).unwrap();
         let state = fs::read(keys.join(STATE)).unwrap();
         assert!(!state.windows(32).any(|bytes| bytes == before));
-        before = key(&state);
+        before = key_in(&state);
     }
+}
+
+const OLD_LOG: &str = "audit-1.jsonl";
+const COMING_LOG: &str = "audit-new.jsonl";
+const COMING_STATE: &str = "audit-new.state";
+
+/// The files of a keystore whose log was exchanged for another one, before and after.
+struct Exchange {
+    keys: PathBuf,
+    old: [Vec<u8>; 3],
+    new: [Vec<u8>; 3],
+    _temp: TempDir,
+}
+
+impl Exchange {
+    fn new() -> Self {
+        let (temp, keys) = audited();
+        make_key(&keys).unwrap();
+        let files = || [LOG, STATE, KEYSTORE].map(|file| fs::read(keys.join(file)).unwrap());
+        let old = files();
+        assert!(open(&keys).audit_on(true, 105).unwrap());
+        assert_eq!(fs::read(keys.join(OLD_LOG)).unwrap(), old[0]);
+        let new = files();
+        Exchange {
+            keys,
+            old,
+            new,
+            _temp: temp,
+        }
+    }
+
+    /// Has these files there, and no others.
+    fn put(&self, files: &[(&str, &[u8])]) {
+        for file in [LOG, STATE, KEYSTORE, OLD_LOG, COMING_LOG, COMING_STATE] {
+            let _ = fs::remove_file(self.keys.join(file));
+        }
+        for (file, bytes) in files {
+            fs::write(self.keys.join(file), bytes).unwrap();
+        }
+    }
+
+    /// Returns what there is after each step that the process may end behind, once the keystore is stored.
+    fn steps(&self) -> [Vec<(&'static str, &[u8])>; 4] {
+        let [old_log, old_state, _] = self.old.each_ref().map(Vec::as_slice);
+        let [log, state, keystore] = self.new.each_ref().map(Vec::as_slice);
+        let (coming_log, coming_state) = ((COMING_LOG, log), (COMING_STATE, state));
+        let keystore = (KEYSTORE, keystore);
+        [
+            vec![keystore, (LOG, old_log), (STATE, old_state), coming_log, coming_state],
+            vec![
+                keystore,
+                (OLD_LOG, old_log),
+                (STATE, old_state),
+                coming_log,
+                coming_state,
+            ],
+            vec![keystore, (OLD_LOG, old_log), coming_log, coming_state],
+            vec![keystore, (OLD_LOG, old_log), (LOG, log), coming_state],
+        ]
+    }
+
+    fn is_refused(&self) -> bool {
+        let refused = make_key(&self.keys);
+        matches!(refused, Err(ChangeError::Audit(error)) if error.is_damage())
+    }
+}
+
+#[test]
+fn another_log_whose_beginning_is_interrupted_is_put_in_its_place_by_the_next_call() {
+    let exchange = Exchange::new();
+    let keys = &exchange.keys;
+    for (number, step) in exchange.steps().into_iter().enumerate() {
+        for looks_first in [false, true] {
+            exchange.put(&step);
+            if looks_first {
+                assert_eq!(is_whole(keys), 1, "step {number}");
+            }
+            make_key(keys).unwrap_or_else(|error| panic!("step {number}: {error}"));
+            assert_eq!(names(keys), ["StartLogging", "CreateKey"], "step {number}");
+            assert_eq!(is_whole(keys), 2, "step {number}");
+            assert_eq!(fs::read(keys.join(OLD_LOG)).unwrap(), exchange.old[0], "step {number}");
+            assert!(!keys.join(COMING_LOG).exists() && !keys.join(COMING_STATE).exists());
+        }
+        exchange.put(&step);
+        assert!(open(keys).audit_on(true, 106).unwrap(), "step {number}");
+        assert_eq!(is_whole(keys), 1, "step {number}");
+        assert_eq!(fs::read(keys.join(OLD_LOG)).unwrap(), exchange.old[0], "step {number}");
+        assert_eq!(fs::read(keys.join("audit-3.jsonl")).unwrap(), exchange.new[0]);
+        fs::remove_file(keys.join("audit-3.jsonl")).unwrap();
+    }
+}
+
+#[test]
+fn another_log_that_the_keystore_was_not_told_of_changes_nothing() {
+    let exchange = Exchange::new();
+    let keys = &exchange.keys;
+    let [old_log, old_state, keystore] = exchange.old.each_ref().map(Vec::as_slice);
+    let [log, state, _] = exchange.new.each_ref().map(Vec::as_slice);
+    let before = [(LOG, old_log), (STATE, old_state), (KEYSTORE, keystore)];
+    for coming in [
+        vec![(COMING_STATE, &state[..50])],
+        vec![(COMING_STATE, state)],
+        vec![(COMING_STATE, state), (COMING_LOG, b"".as_slice())],
+        vec![(COMING_STATE, state), (COMING_LOG, log)],
+    ] {
+        exchange.put(&[&before[..], &coming].concat());
+        make_key(keys).unwrap();
+        assert_eq!(names(keys), ["StartLogging", "CreateKey", "CreateKey"]);
+        assert_eq!(is_whole(keys), 3);
+        assert!(open(keys).audit_on(true, 106).unwrap());
+        make_key(keys).unwrap();
+        assert_eq!(names(keys), ["StartLogging", "CreateKey"]);
+        assert_eq!(is_whole(keys), 2);
+    }
+}
+
+#[test]
+fn a_log_that_was_taken_away_is_told_from_one_that_is_coming() {
+    let exchange = Exchange::new();
+    for step in exchange.steps() {
+        let without = |taken: &str| {
+            step.iter()
+                .copied()
+                .filter(|(file, _)| *file != taken)
+                .collect::<Vec<_>>()
+        };
+        exchange.put(&without(COMING_STATE));
+        assert!(exchange.is_refused());
+        let log = if step.iter().any(|(file, _)| *file == COMING_LOG) {
+            COMING_LOG
+        } else {
+            LOG
+        };
+        exchange.put(&without(log));
+        assert!(exchange.is_refused());
+        // That of another log, which the keystore does not have.
+        exchange.put(&[&without(COMING_STATE)[..], &[(COMING_STATE, &exchange.old[1])]].concat());
+        assert!(exchange.is_refused());
+    }
+    // Kept from when it was coming, and put back when there is more on record.
+    let (log, state) = (exchange.new[0].as_slice(), exchange.new[1].as_slice());
+    exchange.put(&exchange.steps()[0]);
+    make_key(&exchange.keys).unwrap();
+    let keystore = fs::read(exchange.keys.join(KEYSTORE)).unwrap();
+    exchange.put(&[(KEYSTORE, &keystore), (COMING_LOG, log), (COMING_STATE, state)]);
+    assert!(exchange.is_refused());
 }
 
 #[test]
