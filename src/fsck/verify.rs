@@ -230,8 +230,8 @@ impl Readers<'_> {
         let mut damaged: Vec<Range<u64>> = Vec::new();
         let sum = job
             .content()
-            .verify_blocks(blocks, &mut |bytes| (self.report)(Event::Read(bytes)), &mut |block| {
-                damaged.push(block.0..block.0 + 1)
+            .verify_blocks(blocks, &mut |bytes| (self.report)(Event::Read(bytes)), &mut |blocks| {
+                damaged.push(blocks)
             });
         {
             let mut found = job.found.lock();
