@@ -53,6 +53,46 @@ fn journals(root: &Dir) -> io::Result<Vec<String>> {
         }
     })?;
     Ok(found)
+/// Opens a journal; the error names it.
+fn open(root: &Dir, name: &str) -> io::Result<BackingFile> {
+    let is_file = FileType::from_raw_mode(root.stat(name)?.st_mode) == FileType::RegularFile;
+    let opened = match is_file {
+        true => root.open_file(name, true),
+        false => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    opened.map_err(|source| {
+        let name = name.to_owned();
+        io::Error::new(source.kind(), Unopened { name, is_file, source })
+    })
+}
+
+/// What has the name of a journal and could not be opened.
+#[derive(Debug)]
+struct Unopened {
+    name: String,
+    is_file: bool,
+    source: io::Error,
+}
+
+impl fmt::Display for Unopened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unopened { name, is_file, source } = self;
+        match is_file {
+            true => write!(f, "the journal {name} in it cannot be opened: {source}"),
+            false => write!(
+                f,
+                "{name} in it is no regular file, and so none of its journals: move it out of the vault and try again"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unopened {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
 }
 
 /// Returns the names of journals that are copies from elsewhere: what they have is in no data file yet, unless that was sealed since.
@@ -63,7 +103,7 @@ fn journals(root: &Dir) -> io::Result<Vec<String>> {
 pub fn copies(vault: &Vault, root: &Dir) -> io::Result<Vec<String>> {
     let mut copies = Vec::new();
     for name in journals(root)? {
-        let file = root.open_file(&name, true)?;
+        let file = open(root, &name)?;
         let mut bytes = vec![0; JOURNAL_HEADER_SIZE];
         let got = file.read_at(&mut bytes, 0)?;
         bytes.truncate(got);
@@ -98,7 +138,7 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool, not_write: bool) -> io::
     let mut recovered = Recovered::default();
     for name in journals(root)? {
         recovered.journals += 1;
-        let file = root.open_file(&name, true)?;
+        let file = open(root, &name)?;
         let bytes = read(&file)?;
         let key = vault.journal_key();
         // Made and not begun before a crash, or nothing of this vault's: no entry of it was ever relied on.

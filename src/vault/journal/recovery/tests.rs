@@ -1,7 +1,13 @@
 //! Recovery in directories on disk: of which there are many, beside each other and inside each other, and some that cannot be read.
 
-use std::{fs, os::unix::fs::PermissionsExt, thread};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    thread,
+};
 
+use rustix::fs::{CWD, Mode};
 use tempfile::TempDir;
 
 use super::*;
@@ -139,6 +145,24 @@ fn the_journal_is_not_done_with_while_a_file_may_be_where_nobody_could_look() {
         assert_eq!(content(&root), NEW);
         apply(&root, &entries[..1], false, &mut recovered).unwrap();
     });
+
+#[test]
+fn what_is_no_file_and_has_the_name_of_a_journal_is_named() {
+    const NAME: &str = "journal-1.hush";
+    assert!(name::is_journal(NAME.as_bytes()));
+    let make: [fn(&Path); 3] = [
+        |path| fs::create_dir(path).unwrap(),
+        |path| symlink("/etc/passwd", path).unwrap(),
+        |path| rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+    ];
+    for make in make {
+        let temporary = TempDir::new().unwrap();
+        make(&temporary.path().join(NAME));
+        let root = Dir::open(temporary.path()).unwrap();
+        let error = open(&root, NAME).unwrap_err().to_string();
+        assert!(error.contains(NAME) && error.contains("move it out"), "{error}");
+    }
+}
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
     let mut recovered = Recovered::default();
     apply(&root, &entries, false, &mut recovered).unwrap();
