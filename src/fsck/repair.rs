@@ -520,7 +520,7 @@ impl Sources {
         let Some(start) = root.open_dir(".").ok().filter(|_| !sources.0.is_empty()) else {
             return sources;
         };
-        tree::each_directory(start, b"", &mut |path, listed| {
+        tree::each_directory(start, &mut |path, listed| {
             let (Ok((_, entries)), Ok(path)) = (listed, std::str::from_utf8(path)) else {
                 return;
             };

@@ -130,7 +130,7 @@ pub fn bytes_in(vault: &Vault, root: &Dir, paths: &[PathBuf]) -> u64 {
             bytes += size(&located.dir, &entry.disk);
             continue;
         }
-        tree::each_directory(located.dir, b"", &mut |_, listed| {
+        tree::each_directory(located.dir, &mut |_, listed| {
             let Ok((dir, entries)) = listed else { return };
             for entry in entries.iter().filter(|entry| entry.kind == FileType::RegularFile) {
                 let is_entry = matches!(
