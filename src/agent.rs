@@ -51,6 +51,9 @@ const CONNECTIONS_MAX: usize = 512;
 /// The most of them that one user has.
 const CONNECTIONS_OF_USER_MAX: usize = 64;
 
+/// The most clients let in before it is looked whether the agent is to end: somebody who connects again and again is not to keep it from that.
+const ACCEPTS_MAX: usize = 64;
+
 /// How often keys are looked at that rotate by themselves.
 const ROTATION_POLL: Duration = Duration::from_secs(3600);
 
@@ -124,7 +127,7 @@ pub fn serve(
     ready();
     let mut rotated = Instant::now();
     while wait_for(listener.socket(), &wake)? {
-        server.accept_all(listener.socket());
+        server.accept_waiting(listener.socket());
         if rotated.elapsed() >= ROTATION_POLL {
             rotated = Instant::now();
             server.service.rotate_due(now());
@@ -179,8 +182,9 @@ impl Drop for Place {
 }
 
 impl Server {
-    fn accept_all(self: &Arc<Self>, listener: &UnixListener) {
-        loop {
+    /// Lets in who waits, or some of many: the others wait for the next time.
+    fn accept_waiting(self: &Arc<Self>, listener: &UnixListener) {
+        for _ in 0..ACCEPTS_MAX {
             match listener.accept() {
                 Ok((stream, _)) => self.clone().take(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -308,18 +312,36 @@ mod tests {
         assert!(away.unwrap_err().is_transient(), "an agent that is away passes");
     }
 
-    #[test]
-    fn one_user_has_so_many_connections_and_no_more() {
-        let temp = tempfile::tempdir().unwrap();
+    fn server(path: &std::path::Path) -> Arc<Server> {
         let secret = KeyFile::new(vec![1; 32].into()).unwrap();
         let keystore = LocalKeystore::create("main", &NewSecret::KeyFile(&secret), 1).unwrap();
-        let open = KeystoreHome::create(&temp.path().join("keys"), keystore, 1).unwrap();
-        let server = Arc::new(Server {
+        let open = KeystoreHome::create(path, keystore, 1).unwrap();
+        Arc::new(Server {
             service: Service::new(open),
             rates: None,
             connections: Mutex::default(),
             waker: UnixStream::pair().unwrap().0,
-        });
+        })
+    }
+
+    #[test]
+    fn whether_to_end_is_looked_at_however_many_clients_wait() {
+        let temp = tempfile::tempdir().unwrap();
+        let server = server(&temp.path().join("keys"));
+        let path = temp.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let clients: Vec<_> = (0..=ACCEPTS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        server.accept_waiting(&listener);
+        assert!(listener.accept().is_ok(), "one is left for the next time");
+        assert!(listener.accept().is_err());
+        drop(clients);
+    }
+
+    #[test]
+    fn one_user_has_so_many_connections_and_no_more() {
+        let temp = tempfile::tempdir().unwrap();
+        let server = server(&temp.path().join("keys"));
         let mut places: Vec<_> = (0..CONNECTIONS_OF_USER_MAX).map(|_| server.place(1).unwrap()).collect();
         assert!(server.place(1).is_none());
         assert!(server.place(2).is_some());

@@ -527,6 +527,12 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
     };
 
     expect("ls --key-file key none", 4, "none: no such directory");
+    // What a terminal would take for a command.
+    expect(
+        "ls --key-file key none\x1b]0;x\x07",
+        4,
+        "none\u{fffd}]0;x\u{fffd}: no such directory",
+    );
     expect(
         "ls --key-file key .",
         4,

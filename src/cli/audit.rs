@@ -184,7 +184,10 @@ fn each_record(args: &AuditFilterArgs, mut act: impl FnMut(u64, Value) -> io::Re
             .and_then(|line| Some((line.seq, serde_json::from_str(line.event).ok()?)));
         match record {
             Some((seq, record)) => act(seq, record).map_err(CliError::Output)?,
-            None => eprintln!("hushfs: {}: line {number}: no record", reader.path().display()),
+            None => {
+                let path = text::printable(reader.path().as_os_str().as_encoded_bytes());
+                eprintln!("hushfs: {path}: line {number}: no record");
+            }
         }
     }
     Ok(())

@@ -394,8 +394,8 @@ fn finding_line(finding: &Finding, repair: Option<(bool, &str)>) -> String {
         "{word}: {} ({}): {}{}",
         plain_path(finding),
         text::printable(&finding.disk_path),
-        text::without_numbers(&finding.problem.to_string()),
-        text::without_numbers(&rest)
+        text::message(&finding.problem.to_string()),
+        text::message(&rest)
     )
 }
 

@@ -519,7 +519,7 @@ fn facts_text(facts: &FileFacts, of: &KeyOfFile<'_>) -> String {
         rows.push(("suite", suite.name().to_owned()));
     }
     if let Some(error) = facts.written.as_ref().and_then(|written| written.unopened.as_ref()) {
-        let problem = text::without_numbers(&error.to_string());
+        let problem = text::message(&error.to_string());
         rows.push(("problem", format!("{problem}; nothing of this is authenticated")));
     }
     let mut out = String::new();

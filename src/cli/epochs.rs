@@ -122,7 +122,7 @@ fn scopes(args: &RewrapArgs, open: &OpenVault) -> CliResult<Vec<Scope>> {
 /// Names what a walk could not deal with.
 pub fn say_failures(outcome: &Outcome) {
     for failure in &outcome.failed {
-        let problem = text::without_numbers(&failure.error.to_string());
+        let problem = text::message(&failure.error.to_string());
         let disk_path = text::printable(failure.disk_path.as_bytes());
         match &failure.path {
             Some(path) => {

@@ -404,7 +404,7 @@ impl CliError {
             error => {
                 let (name, advice) = in_aws_words(error);
                 let name = name.map_or_else(String::new, |name| format!("{name}: "));
-                Some(format!("{name}{}{advice}", text::without_numbers(&error.to_string())))
+                Some(format!("{name}{}{advice}", text::message(&error.to_string())))
             }
         }
     }

@@ -8,7 +8,7 @@ use rustix::{
     process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
 };
 
-use super::args::Command;
+use super::{args::Command, text};
 use crate::{keystore::Reach, sandbox::Outside};
 
 /// Descriptors asked for as root; the kernel's own limit is often the same.
@@ -157,12 +157,13 @@ pub fn start_log(verbose: u8, command: &Command) {
         .filter_module("tss_esapi", LevelFilter::Off)
         .target(env_logger::Target::Pipe(Box::new(LogTarget)))
         .format(move |out, record| {
+            let line = text::printable(record.args().to_string().as_bytes());
             if in_service {
                 let now = humantime::format_rfc3339_millis(std::time::SystemTime::now());
-                writeln!(out, "{now} {:5} {}", record.level(), record.args())
+                writeln!(out, "{now} {:5} {line}", record.level())
             } else {
                 let level = record.level().as_str().to_lowercase();
-                writeln!(out, "hushfs: {level}: {}", record.args())
+                writeln!(out, "hushfs: {level}: {line}")
             }
         })
         .init();

@@ -62,7 +62,7 @@ impl Progress {
 
     /// Prints a line to standard error, above the bar.
     pub fn complain(&self, line: &str) {
-        self.0.suspend(|| eprintln!("hushfs: {}", text::without_numbers(line)));
+        self.0.suspend(|| eprintln!("hushfs: {}", text::message(line)));
     }
 }
 

@@ -196,7 +196,7 @@ fn as_line(difference: &Difference) -> String {
     format!(
         "{severity}: {}: {}",
         path_of(difference),
-        text::printable(text::without_numbers(&difference.change.to_string()).as_bytes())
+        text::message(&difference.change.to_string())
     )
 }
 

@@ -80,6 +80,11 @@ pub fn mode(mode: u32) -> String {
     text
 }
 
+/// Makes a message fit for people and their terminal, whatever names and words of others are in it.
+pub fn message(text: &str) -> String {
+    printable(without_numbers(text).as_bytes())
+}
+
 /// Leaves out the numbers that the standard library puts behind the system's words: "(os error 2)" helps nobody.
 pub fn without_numbers(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
@@ -163,5 +168,10 @@ mod tests {
     fn a_name_cannot_command_the_terminal() {
         assert_eq!(printable(b"a\x1b[2Jb"), "a\u{fffd}[2Jb");
         assert_eq!(printable("ä".as_bytes()), "ä");
+        let error = std::io::Error::from_raw_os_error(libc::EEXIST);
+        assert_eq!(
+            message(&format!("a\x1b]0;b\x07: {error}")),
+            "a\u{fffd}]0;b\u{fffd}: File exists"
+        );
     }
 }

@@ -282,7 +282,7 @@ pub fn ls(args: &LsArgs) -> CliResult {
         let listed = view.entries(&place)?;
         if let Some(error) = &listed.left_out {
             left_out.note(error);
-            eprintln!("hushfs: {error}");
+            eprintln!("hushfs: {}", text::message(&error.to_string()));
         }
         for entry in &listed.entries {
             let line = line(&view, &entry.place, &entry.name, args.long, terminal);

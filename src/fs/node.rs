@@ -185,10 +185,9 @@ impl Node {
     /// Returns the node of another file, or of this one as another, with the same number. The kernel's count goes on for both together, since it names the
     /// number only; the generation tells it that they are two.
     fn successor(&self, kind: FileType, link: Option<Link>) -> Self {
-        Node {
-            lookups: AtomicU64::new(self.lookups.load(Ordering::Acquire)),
-            ..Node::new(self.id, self.generation.wrapping_add(1), kind, link)
-        }
+        let mut node = Node::new(self.id, self.generation.wrapping_add(1), kind, link);
+        node.lookups = AtomicU64::new(self.lookups.load(Ordering::Acquire));
+        node
     }
 
     /// Returns a directory's keys, if they are known.
@@ -345,6 +344,19 @@ impl Node {
     }
 }
 
+impl Drop for Node {
+    /// Lets go of the directories above one after the other: each from within the drop of the one below would take as much stack as a path is deep.
+    fn drop(&mut self) {
+        let mut links: Vec<_> = self.link.get_mut().take().into_iter().collect();
+        while let Some(Link { parent, other, .. }) = links.pop() {
+            links.extend(other.map(|other| *other));
+            if let Some(mut parent) = Arc::into_inner(parent) {
+                links.extend(parent.link.get_mut().take());
+            }
+        }
+    }
+}
+
 /// All nodes that the kernel knows.
 #[derive(Debug)]
 pub struct NodeTable {
@@ -470,10 +482,9 @@ impl NodeTable {
         let id = !node_id(stat.st_ino);
         let mut shard = self.shard(id).write();
         let node = shard.entry(id).or_insert_with(|| {
-            Arc::new(Node {
-                is_stray: true,
-                ..Node::new(id, 0, FileType::RegularFile, None)
-            })
+            let mut node = Node::new(id, 0, FileType::RegularFile, None);
+            node.is_stray = true;
+            Arc::new(node)
         });
         if let Some(mut current) = node.link.try_lock() {
             *current = Some(link);
@@ -570,6 +581,26 @@ mod tests {
         node.found_without(Absent::AccessAcl, since);
         assert!(node.lacks(Absent::AccessAcl));
         assert!(!node.lacks(Absent::Capability));
+    }
+
+    #[test]
+    fn a_node_is_let_go_of_however_deep_it_is() {
+        const DEPTH: u64 = 100_000;
+        let mut node = Arc::new(Node::new(ROOT, 0, FileType::Directory, None));
+        let root = Arc::downgrade(&node);
+        for id in 2..DEPTH {
+            let link = |other| Link {
+                parent: node.clone(),
+                name: b"d".as_slice().into(),
+                disk: "d".into(),
+                conflict_of: None,
+                other,
+            };
+            let link = link(link(None).into_other());
+            node = Arc::new(Node::new(id, 0, FileType::Directory, Some(link)));
+        }
+        drop(node);
+        assert!(root.upgrade().is_none());
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub fn check_without_key(
 ) -> io::Result<Summary> {
     let mut summary = Summary::default();
     let kept = [LOST_AND_FOUND.as_bytes(), b"/"].concat();
-    tree::each_directory(root.open_dir(".")?, b"", &mut |path, listed| {
+    tree::each_directory(root.open_dir(".")?, &mut |path, listed| {
         if stops() || path == LOST_AND_FOUND.as_bytes() || path.starts_with(&kept) {
             return;
         }

@@ -520,7 +520,7 @@ impl Sources {
         let Some(start) = root.open_dir(".").ok().filter(|_| !sources.0.is_empty()) else {
             return sources;
         };
-        tree::each_directory(start, b"", &mut |path, listed| {
+        tree::each_directory(start, &mut |path, listed| {
             let (Ok((_, entries)), Ok(path)) = (listed, std::str::from_utf8(path)) else {
                 return;
             };
@@ -1014,8 +1014,8 @@ fn verify<S: Storage>(content: &content::Content<S>, problem: &mut Problem) -> R
 /// Reads the blocks of a file before one; what is wrong with them is noted as the problem.
 fn verify_before<S: Storage>(content: &content::Content<S>, end: BlockIndex, problem: &mut Problem) -> Result<(), Why> {
     let mut first = None;
-    let read = content.verify_blocks(0..end.0, &mut |_| (), &mut |block| {
-        first.get_or_insert(block);
+    let read = content.verify_blocks(0..end.0, &mut |_| (), &mut |blocks| {
+        first.get_or_insert(BlockIndex(blocks.start));
     });
     match read.map(|_| first) {
         Ok(None) => Ok(()),

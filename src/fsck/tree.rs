@@ -1,10 +1,13 @@
 //! Goes through the backing tree as it is: every directory, whatever it is called, and without a key.
 
-use rustix::fs::FileType;
-use std::io;
+use std::{io, sync::Arc};
 
-use super::finding::join;
-use crate::backing::Dir;
+use rustix::{fs::FileType, io::Errno};
+
+use crate::{
+    backing::{Descent, Dir},
+    vault::tree::DEPTH_MAX,
+};
 
 /// A name in a directory.
 #[derive(Debug)]
@@ -19,31 +22,25 @@ pub struct Listed {
 type Visit<'v> = dyn FnMut(&[u8], io::Result<(&Dir, &[Listed])>) + 'v;
 
 /// Calls `visit` for a directory and every one below it. What is mounted inside is passed over.
-pub fn each_directory(start: Dir, path: &[u8], visit: &mut Visit<'_>) {
-    let mut levels = vec![enter(start, path.to_vec(), visit)];
-    while let Some(level) = levels.last_mut() {
-        let Some(entry) = level.waiting.pop() else {
-            levels.pop();
-            continue;
-        };
-        let path = join(&level.path, entry.as_bytes());
-        match level.dir.open_dir(&entry) {
-            Ok(dir) => levels.push(enter(dir, path, visit)),
+pub fn each_directory(start: Dir, visit: &mut Visit<'_>) {
+    let mut descent = Descent::new(Arc::new(start), "");
+    while let Some(entered) = descent.enter_next() {
+        let entered = entered.cloned();
+        let path = descent.path().as_bytes();
+        match entered {
+            Ok(_) if descent.depth() >= DEPTH_MAX => visit(path, Err(Errno::LOOP.into())),
+            Ok(dir) => {
+                let below = look_into(&dir, path, visit);
+                descent.enter_later(below);
+            }
             Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {}
-            Err(error) => visit(&path, Err(error)),
+            Err(error) => visit(path, Err(error)),
         }
     }
 }
 
-/// A directory on the way down.
-struct Level {
-    dir: Dir,
-    path: Vec<u8>,
-    /// Directories in it that are still to be visited.
-    waiting: Vec<String>,
-}
-
-fn enter(dir: Dir, path: Vec<u8>, visit: &mut Visit<'_>) -> Level {
+/// Visits a directory; returns the directories in it.
+fn look_into(dir: &Dir, path: &[u8], visit: &mut Visit<'_>) -> Vec<String> {
     let mut entries = Vec::new();
     let listed = dir.each_entry(|entry| {
         if !matches!(entry.name, b"." | b"..") {
@@ -59,9 +56,30 @@ fn enter(dir: Dir, path: Vec<u8>, visit: &mut Visit<'_>) -> Level {
             entry.kind = FileType::from_raw_mode(stat.st_mode);
         }
     }
-    visit(&path, listed.map(|()| (&dir, &entries[..])));
+    visit(path, listed.map(|()| (dir, &entries[..])));
     let directories = entries.iter().filter(|entry| entry.kind == FileType::Directory);
-    let waiting = directories.filter_map(|entry| Some(std::str::from_utf8(&entry.name).ok()?.to_owned()));
-    let waiting = waiting.collect();
-    Level { dir, path, waiting }
+    let below = directories.filter_map(|entry| Some(std::str::from_utf8(&entry.name).ok()?.to_owned()));
+    below.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_too_far_down_is_an_error_and_what_is_above_is_visited() {
+        let temporary = tempfile::TempDir::new().unwrap();
+        let mut dir = Dir::open(temporary.path()).unwrap();
+        for _ in 0..DEPTH_MAX + 2 {
+            dir.mkdir("d", 0o700).unwrap();
+            dir = dir.open_dir("d").unwrap();
+        }
+        let (mut visited, mut refused) = (0, Vec::new());
+        each_directory(Dir::open(temporary.path()).unwrap(), &mut |path, listed| match listed {
+            Ok(_) => visited += 1,
+            Err(error) => refused.push((path.len(), error.raw_os_error())),
+        });
+        assert_eq!(visited, DEPTH_MAX);
+        assert_eq!(refused, [(2 * DEPTH_MAX - 1, Some(libc::ELOOP))]);
+    }
 }

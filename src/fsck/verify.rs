@@ -130,7 +130,7 @@ pub fn bytes_in(vault: &Vault, root: &Dir, paths: &[PathBuf]) -> u64 {
             bytes += size(&located.dir, &entry.disk);
             continue;
         }
-        tree::each_directory(located.dir, b"", &mut |_, listed| {
+        tree::each_directory(located.dir, &mut |_, listed| {
             let Ok((dir, entries)) = listed else { return };
             for entry in entries.iter().filter(|entry| entry.kind == FileType::RegularFile) {
                 let is_entry = matches!(
@@ -230,8 +230,8 @@ impl Readers<'_> {
         let mut damaged: Vec<Range<u64>> = Vec::new();
         let sum = job
             .content()
-            .verify_blocks(blocks, &mut |bytes| (self.report)(Event::Read(bytes)), &mut |block| {
-                damaged.push(block.0..block.0 + 1)
+            .verify_blocks(blocks, &mut |bytes| (self.report)(Event::Read(bytes)), &mut |blocks| {
+                damaged.push(blocks)
             });
         {
             let mut found = job.found.lock();

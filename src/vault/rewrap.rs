@@ -34,7 +34,7 @@ use super::{
     tree::{DEPTH_MAX, hidden, is_elsewhere},
 };
 use crate::{
-    backing::Dir,
+    backing::{Descent, Dir},
     format::{
         header::UnverifiedHeader,
         name::{self, Shape},
@@ -174,7 +174,7 @@ impl Scope {
 
     fn visit(&self, visit: &mut Visit<'_>) -> io::Result<()> {
         match self.file {
-            Some(file) => visit(&self.dir, &self.disk_path, Ok(Found::Header(file))),
+            Some(file) => visit(&self.disk_path, Ok((&self.dir, Found::Header(file)))),
             None => walk(&self.dir, &self.disk_path, visit),
         }
     }
@@ -200,8 +200,8 @@ pub fn rewrap(
     let mut count = 0;
     // What cannot be listed is reported by the second walk.
     for scope in scopes {
-        scope.visit(&mut |_, _, found| {
-            if let Ok(Found::Header(_)) = found {
+        scope.visit(&mut |_, found| {
+            if let Ok((_, Found::Header(_))) = found {
                 count += 1;
             }
             Ok(())
@@ -225,7 +225,7 @@ pub fn rewrap(
     };
     for scope in scopes {
         run.named.clone_from(&scope.named);
-        scope.visit(&mut |dir, path, found| run.take(dir, path, found))?;
+        scope.visit(&mut |path, found| run.take(path, found))?;
     }
     run.finish()
 }
@@ -237,10 +237,10 @@ pub fn rewrap(
 /// What reading the root gives.
 pub fn survey(root: &Dir) -> io::Result<Outcome> {
     let mut outcome = Outcome::default();
-    Scope::everything(root)?.visit(&mut |dir, path, found| {
+    Scope::everything(root)?.visit(&mut |path, found| {
         let read = match found {
-            Ok(Found::Temporary(_)) => return Ok(()),
-            Ok(Found::Header(file)) => read_header(dir, file)
+            Ok((_, Found::Temporary(_))) => return Ok(()),
+            Ok((dir, Found::Header(file))) => read_header(dir, file)
                 .and_then(|bytes| UnverifiedHeader::decode(&bytes).map_err(|e| VaultError::HeaderDamaged(file, e)))
                 .map_err(|error| (join(path, &name::header_file(file)), error)),
             Err(error) => Err((path.to_owned(), error.into())),
@@ -286,15 +286,15 @@ struct Run<'r> {
 }
 
 impl Run<'_> {
-    fn take(&mut self, dir: &Arc<Dir>, path: &str, found: io::Result<Found>) -> io::Result<()> {
+    fn take(&mut self, path: &str, found: io::Result<(&Arc<Dir>, Found)>) -> io::Result<()> {
         match found {
             Err(error) => {
                 self.fail(path.to_owned(), error.into());
                 Ok(())
             }
-            Ok(Found::Temporary(_)) if is_kept(path) => Ok(()),
-            Ok(Found::Temporary(entry)) => dir.unlink(&entry),
-            Ok(Found::Header(file)) => {
+            Ok((_, Found::Temporary(_))) if is_kept(path) => Ok(()),
+            Ok((dir, Found::Temporary(entry))) => dir.unlink(&entry),
+            Ok((dir, Found::Header(file))) => {
                 if self.in_batch.contains(&(path.to_owned(), file)) {
                     return (self.observe)(Step::Examined);
                 }
@@ -422,51 +422,49 @@ enum Found {
     Temporary(String),
 }
 
-/// A directory on the way down, and the directories in it that are still to be visited.
-struct Level {
-    dir: Arc<Dir>,
-    path: String,
-    directories: Vec<String>,
-}
-
-/// Takes what a walk comes upon, with its directory and that one's path.
-type Visit<'v> = dyn FnMut(&Arc<Dir>, &str, io::Result<Found>) -> io::Result<()> + 'v;
+/// Takes what a walk comes upon and the directory that it is in, with that one's path.
+type Visit<'v> = dyn FnMut(&str, io::Result<(&Arc<Dir>, Found)>) -> io::Result<()> + 'v;
 
 /// Calls `visit` with every header and every unfinished replacement below a directory, or with the error of a directory that cannot be read, or
 /// is hidden by what is mounted over it.
 fn walk(root: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<()> {
     let device = root.stat_self()?.st_dev;
-    let mut levels = vec![enter(root.clone(), path.to_owned(), visit)?];
-    loop {
-        let depth = levels.len();
-        let Some(level) = levels.last_mut() else { return Ok(()) };
-        let Some(entry) = level.directories.pop() else {
-            levels.pop();
-            continue;
-        };
-        let path = join(&level.path, &entry);
-        match enter_below(&level.dir, &entry, device) {
-            Ok(_) if depth >= DEPTH_MAX => visit(&level.dir, &path, Err(Errno::LOOP.into()))?,
-            Ok(dir) => levels.push(enter(Arc::new(dir), path, visit)?),
+    let mut descent = Descent::new(root.clone(), path);
+    while let Some(entered) = descent.enter_next() {
+        let entered = entered.cloned().and_then(|dir| on_device(dir, device));
+        let path = descent.path();
+        match entered {
+            Ok(_) if descent.depth() >= DEPTH_MAX => visit(path, Err(Errno::LOOP.into()))?,
+            Ok(dir) => {
+                let below = look_into(&dir, path, visit)?;
+                descent.enter_later(below);
+            }
             // What bears no name of the vault hides nothing of it: the snapshots of a filesystem, a directory of someone's own.
-            Err(error) if is_elsewhere(&error) && matches!(name::shape(entry.as_bytes()), Shape::Stranger) => {}
+            Err(error) if is_elsewhere(&error) && is_stranger(path) => {}
             // A directory of the vault lies below, whose headers are not seen and which no sync of ours would reach.
-            Err(error) if is_elsewhere(&error) => visit(&level.dir, &path, Err(hidden()))?,
-            Err(error) => visit(&level.dir, &path, Err(error))?,
+            Err(error) if is_elsewhere(&error) => visit(path, Err(hidden()))?,
+            Err(error) => visit(path, Err(error))?,
         }
     }
+    Ok(())
 }
 
-/// Opens a directory that is on the same device; EXDEV for another.
-fn enter_below(dir: &Dir, entry: &str, device: u64) -> io::Result<Dir> {
-    let below = dir.open_dir(entry)?;
-    match below.stat_self()?.st_dev == device {
-        true => Ok(below),
+/// Passes a directory on that is on a device; EXDEV for another.
+fn on_device(dir: Arc<Dir>, device: u64) -> io::Result<Arc<Dir>> {
+    match dir.stat_self()?.st_dev == device {
+        true => Ok(dir),
         false => Err(Errno::XDEV.into()),
     }
 }
 
-fn enter(dir: Arc<Dir>, path: String, visit: &mut Visit<'_>) -> io::Result<Level> {
+/// Tells whether a path ends in what bears no name of a vault.
+fn is_stranger(path: &str) -> bool {
+    let entry = path.rsplit('/').next().unwrap_or_default();
+    matches!(name::shape(entry.as_bytes()), Shape::Stranger)
+}
+
+/// Visits what is in a directory; returns the directories in it.
+fn look_into(dir: &Arc<Dir>, path: &str, visit: &mut Visit<'_>) -> io::Result<Vec<String>> {
     let mut directories = Vec::new();
     let mut headers = Vec::new();
     let mut temporary = Vec::new();
@@ -479,21 +477,21 @@ fn enter(dir: Arc<Dir>, path: String, visit: &mut Visit<'_>) -> io::Result<Level
             (_, FileType::Directory) => directories.push(entry_name.to_owned()),
             (Shape::Header(file), _) => headers.push(file),
             (Shape::Temporary, _) => temporary.push(entry_name.to_owned()),
-            (_, FileType::Unknown) if is_directory(&dir, entry_name) => directories.push(entry_name.to_owned()),
+            (_, FileType::Unknown) if is_directory(dir, entry_name) => directories.push(entry_name.to_owned()),
             _ => {}
         }
     });
     if let Err(error) = listed {
-        visit(&dir, &path, Err(error))?;
+        visit(path, Err(error))?;
     }
     for file in temporary {
-        visit(&dir, &path, Ok(Found::Temporary(file)))?;
+        visit(path, Ok((dir, Found::Temporary(file))))?;
     }
     // Behind the temporary files: they have the names that the new versions of these headers get.
     for file in headers {
-        visit(&dir, &path, Ok(Found::Header(file)))?;
+        visit(path, Ok((dir, Found::Header(file))))?;
     }
-    Ok(Level { dir, path, directories })
+    Ok(directories)
 }
 
 fn is_directory(dir: &Dir, entry: &str) -> bool {

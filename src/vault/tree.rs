@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Directories inside each other that are gone through; paths as deep cannot be named either.
-pub(super) const DEPTH_MAX: usize = 4096;
+pub const DEPTH_MAX: usize = 4096;
 
 /// How often a file is looked at again that was being written when it was looked at.
 const TRIES: u32 = 4;

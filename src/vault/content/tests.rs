@@ -421,6 +421,34 @@ fn a_zeroed_block_is_a_hole_only_in_a_sparse_file() {
 }
 
 #[test]
+fn a_hole_in_a_file_without_holes_is_damage_and_is_not_read() {
+    const BLOCKS: usize = 1000;
+    let memory = Memory::default();
+    create(&memory).write(PlainOffset(0), &pattern(3 * 4096, 1)).unwrap();
+    memory.set_len((256 + BLOCKS * 4124) as u64).unwrap();
+    let content = load(&memory).unwrap();
+    memory.0.lock().unwrap().reads = 0;
+    let (mut damaged, mut passed) = (Vec::new(), 0);
+    content
+        .verify_blocks(0..BLOCKS as u64, &mut |bytes| passed += bytes, &mut |blocks| {
+            damaged.push(blocks)
+        })
+        .unwrap();
+    assert_eq!(
+        memory.0.lock().unwrap().reads,
+        1,
+        "the blocks that are there are read at once"
+    );
+    assert_eq!(passed, BLOCKS as u64 * 4096);
+    assert_eq!(damaged.last(), Some(&(READ_CHUNK_BLOCKS..BLOCKS as u64)));
+    assert!(damaged.into_iter().flatten().eq(3..BLOCKS as u64));
+    assert!(matches!(
+        content.verify(|_| ()),
+        Err(ContentError::Damaged(BlockIndex(3)))
+    ));
+}
+
+#[test]
 fn a_sealed_file_is_refused_at_every_place_but_its_own() {
     let memory = Memory::default();
     let content = create(&memory);

@@ -18,8 +18,8 @@ impl<S: Storage> Content<S> {
     /// The first fault found.
     pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<(), ContentError> {
         let mut first = None;
-        let sum = self.verify_blocks(0..self.block_count(), &mut progress, &mut |block| {
-            first.get_or_insert(block);
+        let sum = self.verify_blocks(0..self.block_count(), &mut progress, &mut |blocks| {
+            first.get_or_insert(BlockIndex(blocks.start));
         })?;
         match first {
             Some(block) => Err(ContentError::Damaged(block)),
@@ -38,8 +38,8 @@ impl<S: Storage> Content<S> {
         state.preamble.cutting.then_some(state.preamble.plain_size)
     }
 
-    /// Reads and authenticates some blocks; returns what they add to the sum. `progress` hears of bytes of plaintext passed, `damaged` of each block that
-    /// does not authenticate.
+    /// Reads and authenticates some blocks; returns what they add to the sum. `progress` hears of bytes of plaintext passed, `damaged` of blocks that
+    /// do not authenticate.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl<S: Storage> Content<S> {
         &self,
         blocks: Range<u64>,
         progress: &mut dyn FnMut(u64),
-        damaged: &mut dyn FnMut(BlockIndex),
+        damaged: &mut dyn FnMut(Range<u64>),
     ) -> Result<BlockSum, ContentError> {
         let size = self.size();
         let end = blocks.end.min(self.layout.block_count(size));
@@ -57,14 +57,15 @@ impl<S: Storage> Content<S> {
         let mut sum = BlockSum::default();
         let mut at = blocks.start;
         while at < end {
-            if sparse {
-                // A hole of terabytes is passed over at once.
-                let data = self.skip_hole(BlockIndex(at))?.map_or(end, |block| block.0.min(end));
+            // A hole of terabytes is passed over at once, also one that is damage: it costs nothing to make.
+            let data = self.skip_hole(BlockIndex(at))?.map_or(end, |block| block.0.min(end));
+            if data > at {
+                if !sparse {
+                    damaged(at..data);
+                }
                 progress(self.layout.plain_len_of_run(BlockIndex(at), data - at, size));
                 at = data;
-                if at == end {
-                    break;
-                }
+                continue;
             }
             let count = READ_CHUNK_BLOCKS.min(end - at);
             let first = BlockIndex(at);
@@ -104,14 +105,17 @@ impl<S: Storage> Content<S> {
         sparse: bool,
         sealed: &[u8],
         plain: &mut [u8],
-        damaged: &mut dyn FnMut(BlockIndex),
+        damaged: &mut dyn FnMut(Range<u64>),
     ) {
         let sealed = sealed.chunks(self.layout.stride() as usize);
         let plain = plain.chunks_mut(self.layout.block_size() as usize);
         for (index, (sealed, plain)) in (first.0..).zip(sealed.zip(plain)) {
-            let block = BlockIndex(index);
-            if self.cipher.open_run(self.run(block), sparse, sealed, plain).is_err() {
-                damaged(block);
+            if self
+                .cipher
+                .open_run(self.run(BlockIndex(index)), sparse, sealed, plain)
+                .is_err()
+            {
+                damaged(index..index + 1);
             }
         }
     }

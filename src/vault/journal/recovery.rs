@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
+    sync::Arc,
 };
 
 use rustix::fs::{FileType, Timespec};
 
 use super::DataFile;
 use crate::{
-    backing::{BackingFile, Dir, Storage},
+    backing::{BackingFile, Descent, Dir, Storage},
     format::{
         journal::{self, Change, Entry, FIRST_GROUP, JOURNAL_HEADER_SIZE, JOURNAL_MAX, JournalHeader},
         layout::PREAMBLE_SIZE,
@@ -19,9 +20,6 @@ use crate::{
     ids::FileId,
     vault::Vault,
 };
-
-/// Directories that are open at a time, those deepest down.
-const OPEN_MAX: usize = 64;
 
 /// What recovery found and did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +53,46 @@ fn journals(root: &Dir) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
+/// Opens a journal; the error names it.
+fn open(root: &Dir, name: &str) -> io::Result<BackingFile> {
+    let is_file = FileType::from_raw_mode(root.stat(name)?.st_mode) == FileType::RegularFile;
+    let opened = match is_file {
+        true => root.open_file(name, true),
+        false => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    opened.map_err(|source| {
+        let name = name.to_owned();
+        io::Error::new(source.kind(), Unopened { name, is_file, source })
+    })
+}
+
+/// What has the name of a journal and could not be opened.
+#[derive(Debug)]
+struct Unopened {
+    name: String,
+    is_file: bool,
+    source: io::Error,
+}
+
+impl fmt::Display for Unopened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unopened { name, is_file, source } = self;
+        match is_file {
+            true => write!(f, "the journal {name} in it cannot be opened: {source}"),
+            false => write!(
+                f,
+                "{name} in it is no regular file, and so none of its journals: move it out of the vault and try again"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unopened {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
 /// Returns the names of journals that are copies from elsewhere: what they have is in no data file yet, unless that was sealed since.
 ///
 /// # Errors
@@ -63,7 +101,7 @@ fn journals(root: &Dir) -> io::Result<Vec<String>> {
 pub fn copies(vault: &Vault, root: &Dir) -> io::Result<Vec<String>> {
     let mut copies = Vec::new();
     for name in journals(root)? {
-        let file = root.open_file(&name, true)?;
+        let file = open(root, &name)?;
         let mut bytes = vec![0; JOURNAL_HEADER_SIZE];
         let got = file.read_at(&mut bytes, 0)?;
         bytes.truncate(got);
@@ -98,7 +136,7 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool, not_write: bool) -> io::
     let mut recovered = Recovered::default();
     for name in journals(root)? {
         recovered.journals += 1;
-        let file = root.open_file(&name, true)?;
+        let file = open(root, &name)?;
         let bytes = read(&file)?;
         let key = vault.journal_key();
         // Made and not begun before a crash, or nothing of this vault's: no entry of it was ever relied on.
@@ -173,7 +211,7 @@ pub(super) fn by_file<'d>(entries: &[Entry<'d>]) -> BTreeMap<DataFile, Entries<'
 fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recovered) -> io::Result<()> {
     let files = by_file(entries);
     let mut wanted: BTreeSet<_> = files.keys().copied().collect();
-    let mut descent = Descent::new(root)?;
+    let mut descent = Descent::new(Arc::new(root.open_dir(".")?), "");
     let mut unseen = None;
     while !wanted.is_empty()
         && let Some(entered) = descent.enter_next()
@@ -196,7 +234,7 @@ fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recove
                 descent.enter_later(listed.below);
             }
             Err(error) if has_no_data_file(&error) => log::debug!("{:?} is not looked into: {error}", descent.path()),
-            Err(error) => unseen = unseen.or_else(|| Some((descent.path(), error))),
+            Err(error) => unseen = unseen.or_else(|| Some((path_in_vault(&descent), error))),
         }
     }
     match unseen {
@@ -216,6 +254,12 @@ fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recove
             Ok(())
         }
     }
+}
+
+/// Returns the path of the directory that was entered last.
+fn path_in_vault(descent: &Descent) -> String {
+    let path = descent.path();
+    if path.is_empty() { "." } else { path }.to_owned()
 }
 
 /// Tells whether what was to be looked into is gone, no directory, or another filesystem.
@@ -250,81 +294,6 @@ impl fmt::Display for Unseen {
 impl std::error::Error for Unseen {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)
-    }
-}
-
-/// The directories of a vault, one after the other. There may be more beside each other, and inside each other, than a process may have open, and paths
-/// longer than the kernel takes: each is opened by its name in the one above, and few stay open.
-struct Descent(Vec<Level>);
-
-/// A directory on the way down.
-struct Level {
-    /// The name in the directory above.
-    name: String,
-    /// Closed again while it is far above.
-    dir: Option<Dir>,
-    /// Directories in it that are still to be entered.
-    waiting: Vec<String>,
-}
-
-impl Descent {
-    fn new(root: &Dir) -> io::Result<Self> {
-        // Stays open, whatever is opened below it.
-        let anchor = Level {
-            name: String::new(),
-            dir: Some(root.open_dir(".")?),
-            waiting: vec![".".to_owned()],
-        };
-        Ok(Descent(vec![anchor]))
-    }
-
-    /// Opens the next directory; nothing behind the last. The first is the vault's own.
-    fn enter_next(&mut self) -> Option<io::Result<&Dir>> {
-        let name = loop {
-            match self.0.last_mut()?.waiting.pop() {
-                Some(name) => break name,
-                None => self.0.pop(),
-            };
-        };
-        self.0.push(Level {
-            name,
-            dir: None,
-            waiting: Vec::new(),
-        });
-        Some(self.open_last())
-    }
-
-    /// Has directories entered that are in the one that was entered last.
-    fn enter_later(&mut self, below: Vec<String>) {
-        if let Some(level) = self.0.last_mut() {
-            level.waiting = below;
-        }
-    }
-
-    /// Opens what is closed between the last directory and the nearest open one above it.
-    fn open_last(&mut self) -> io::Result<&Dir> {
-        let open = self.0.iter().rposition(|level| level.dir.is_some());
-        let mut at = open.expect("the first is always open");
-        while at + 1 < self.0.len() {
-            let above = self.0[at].dir.as_ref().expect("opened just now");
-            let dir = above.open_dir(&self.0[at + 1].name)?;
-            at += 1;
-            self.0[at].dir = Some(dir);
-            if at > OPEN_MAX {
-                self.0[at - OPEN_MAX].dir = None;
-            }
-        }
-        Ok(self.0[at].dir.as_ref().expect("opened just now"))
-    }
-
-    /// Returns the path of the directory that was entered last.
-    fn path(&self) -> String {
-        let names: Vec<_> = self.0.iter().skip(2).map(|level| &level.name[..]).collect();
-        if names.is_empty() {
-            ".".to_owned()
-        } else {
-            names.join("/")
-        }
     }
 }
 

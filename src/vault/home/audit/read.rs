@@ -80,7 +80,7 @@ impl LogReader {
     ///
     /// # Errors
     ///
-    /// [`AuditError::Io`].
+    /// [`AuditError::Io`]; [`AuditError::Strange`] where there are zeros for longer than a line may be: a hole of terabytes costs nothing to make.
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, AuditError> {
         let failed = |source| AuditError::Io {
             file: self.path.clone(),
@@ -91,7 +91,11 @@ impl LogReader {
         limited.read_until(b'\n', &mut line).map_err(failed)?;
         match line.pop_if(|last| *last == b'\n') {
             Some(_) => Ok(Some(line)),
-            None => Ok((line.len() == LINE_SIZE_MAX).then_some(line)),
+            None if line.len() < LINE_SIZE_MAX => Ok(None),
+            None if line.iter().all(|&byte| byte == 0) => Err(AuditError::Strange {
+                file: self.path.clone(),
+            }),
+            None => Ok(Some(line)),
         }
     }
 }
@@ -127,7 +131,16 @@ pub(in crate::vault::home) fn verify(
         verifier = Some(Verifier::new(&seed, settings.log, settings.first, &pinned));
     }
     let mut number = 0;
-    while let Some(line) = reader.next_line()? {
+    loop {
+        let line = match reader.next_line() {
+            Ok(Some(line)) => line,
+            Ok(None) => break,
+            Err(error) if error.is_damage() => {
+                found.besides.get_or_insert(error);
+                break;
+            }
+            Err(error) => return Err(error),
+        };
         number += 1;
         let verifier = verifier.get_or_insert_with(|| {
             // A log from before says itself which it is; that it is one of this keystore's shows in its first record.
@@ -139,7 +152,7 @@ pub(in crate::vault::home) fn verify(
             .problems
             .extend(problems.into_iter().map(|problem| (number, problem)));
     }
-    if number == 0 && other.is_some() {
+    if number == 0 && other.is_some() && found.besides.is_none() {
         // Its first record says that it was begun.
         let file = reader.path().to_owned();
         found.besides = Some(AuditError::Cut { file });

@@ -293,6 +293,29 @@ fn tampering_with_the_log_is_found_and_another_log_gets_on() {
 }
 
 #[test]
+fn a_log_that_goes_on_as_a_hole_is_read_no_further() {
+    let (temp, keys) = audited();
+    make_key(&keys).unwrap();
+    let good = is_whole(&keys);
+    let copy = temp.path().join("copy");
+    fs::copy(keys.join(LOG), &copy).unwrap();
+    for log in [&keys.join(LOG), &copy] {
+        let file = fs::OpenOptions::new().append(true).open(log).unwrap();
+        file.set_len(file.metadata().unwrap().len() + (64 << 20)).unwrap();
+        let mut reader = LogReader::open(log).unwrap();
+        for _ in 0..good {
+            assert!(Line::decode(&reader.next_line().unwrap().unwrap()).is_ok());
+        }
+        assert!(matches!(reader.next_line(), Err(AuditError::Strange { .. })));
+    }
+    for other in [None, Some(&*copy)] {
+        let verified = open(&keys).verify_log(other).unwrap().unwrap();
+        assert_eq!((verified.good, verified.problems), (good, vec![]));
+        assert!(matches!(verified.besides, Some(AuditError::Strange { .. })));
+    }
+}
+
+#[test]
 fn a_keystore_that_was_put_back_does_not_go_with_its_log() {
     let (_temp, keys) = audited();
     let old = fs::read(keys.join(KEYSTORE)).unwrap();

@@ -1,11 +1,18 @@
 //! Recovery in directories on disk: of which there are many, beside each other and inside each other, and some that cannot be read.
 
-use std::{fs, os::unix::fs::PermissionsExt, thread};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    thread,
+};
 
+use rustix::fs::{CWD, Mode};
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
+    backing::descent::OPEN_MAX,
     crypto::keys::{DataKey, KeyBytes, SivKey},
     format::{journal::EntryFile, preamble::Preamble},
 };
@@ -87,16 +94,6 @@ fn a_file_is_found_at_the_end_of_a_path_that_is_longer_than_the_kernel_takes() {
     apply(&root, &entries, false, &mut recovered).unwrap();
     assert_eq!((recovered.files, recovered.missing), (entries.len(), 0));
     assert_eq!((content(&root), content(&dir)), (NEW.to_vec(), NEW.to_vec()));
-    let mut descent = Descent::new(&root).unwrap();
-    let mut entered = 0;
-    while let Some(dir) = descent.enter_next() {
-        let listed = list(dir.unwrap(), &BTreeSet::new()).unwrap();
-        entered += 1;
-        descent.enter_later(listed.below);
-        let open = descent.0.iter().filter(|level| level.dir.is_some()).count();
-        assert!(open <= OPEN_MAX + 1, "{open} open at {}", descent.path());
-    }
-    assert_eq!(entered, 1 + 2 * DEPTH);
 }
 
 /// Runs as a user whom modes keep out.
@@ -147,4 +144,22 @@ fn the_journal_is_not_done_with_while_a_file_may_be_where_nobody_could_look() {
     let mut recovered = Recovered::default();
     apply(&root, &entries, false, &mut recovered).unwrap();
     assert_eq!((recovered.files, recovered.missing), (1, 1));
+}
+
+#[test]
+fn what_is_no_file_and_has_the_name_of_a_journal_is_named() {
+    const NAME: &str = "journal-1.hush";
+    assert!(name::is_journal(NAME.as_bytes()));
+    let make: [fn(&Path); 3] = [
+        |path| fs::create_dir(path).unwrap(),
+        |path| symlink("/etc/passwd", path).unwrap(),
+        |path| rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+    ];
+    for make in make {
+        let temporary = TempDir::new().unwrap();
+        make(&temporary.path().join(NAME));
+        let root = Dir::open(temporary.path()).unwrap();
+        let error = open(&root, NAME).unwrap_err().to_string();
+        assert!(error.contains(NAME) && error.contains("move it out"), "{error}");
+    }
 }
