@@ -60,6 +60,12 @@ impl Going<'_> {
         self.node.as_ref().is_some_and(|node| node.id == id)
     }
 
+    /// Tells whether a name of it that is left is known, and in this directory.
+    fn has_another_name_in(&self, directory: &OpenDirectory) -> bool {
+        let link = self.node.as_ref().and_then(|node| node.link.lock().clone());
+        link.is_some_and(|at| at.parent.id == directory.node.id)
+    }
+
     /// Tells whether another may have its inode number at once, because nothing keeps it open: its node must not be taken for that of the other.
     fn frees_number(&self) -> bool {
         self.is_last() && self.gone.is_none() && !matches!(self.remains, Some(Remains::Dir(_)))
@@ -474,13 +480,17 @@ impl Fs {
     /// Removes what served an entry that is gone, and returns what is to be cleared later.
     fn leftovers(&self, going: Going<'_>, directory: &OpenDirectory, how: How) -> Leftovers {
         let mut leftovers = Leftovers::default();
-        if !going.is_last() {
-            return leftovers;
-        }
         if let Some(link) = going.link_file {
             self.drop_link_file(directory, link);
         }
-        *self.removed_at.lock() = Some(Instant::now());
+        let how = if going.is_last() {
+            *self.removed_at.lock() = Some(Instant::now());
+            how
+        } else if going.has_another_name_in(directory) {
+            return leftovers;
+        } else {
+            How::OneOfSeveral
+        };
         leftovers.gone.extend(going.gone.map(|gone| Gone { how, ..gone }));
         leftovers
     }
@@ -1084,17 +1094,18 @@ impl Fs {
 
     /// Removes from the old directory what an entry needed there; `disk` is its name in the new one.
     fn drop_what_served(&self, side: &Side<'_>, disk: &str, file: Option<&Arc<VaultFile>>) {
-        if side.stat.st_nlink != 1 {
-            return;
-        }
         let (from, old_disk, name) = side.from;
+        let how = match side.stat.st_nlink {
+            1 => How::Moved,
+            _ => How::OneOfSeveral,
+        };
         if let Some(file) = file {
             self.drop_header(Gone {
                 directory: from.clone(),
                 disk: old_disk.to_owned(),
                 name: name.to_vec(),
                 file: GoneFile::Open(file.clone()),
-                how: How::Moved,
+                how,
             });
         }
         if let Some(link) = Self::link_file_of(&side.to.0.dir, disk, &side.stat) {

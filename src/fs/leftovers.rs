@@ -20,6 +20,7 @@ use crate::{
     ids::FileId,
     vault::{
         VaultError,
+        beginning::Beginning,
         file::{FoundAt, VaultFile},
     },
 };
@@ -57,8 +58,17 @@ pub(super) enum How {
     Removed,
     /// It went to another directory.
     Moved,
+    /// It has other names, here or elsewhere.
+    OneOfSeveral,
     /// A sync tool's copy took its place, which has the same header.
     ReplacedByCopy,
+}
+
+impl How {
+    /// Tells whether there still is the file, which goes on needing its headers elsewhere.
+    fn lives_on(self) -> bool {
+        matches!(self, How::Moved | How::OneOfSeveral)
+    }
 }
 
 /// The file that had a name, to tell which header was its own.
@@ -77,8 +87,8 @@ pub struct Unused {
     id: FileId,
     /// The name that its file was sealed for, where it was not opened: whose the header is only the file itself has said.
     unopened: Option<Box<[u8]>>,
-    /// The file is in another directory now.
-    is_moved: bool,
+    /// The file is in another directory now, or has other names.
+    lives_on: bool,
     /// How many files there were in the directory when these were too many to look at.
     files: usize,
 }
@@ -151,7 +161,7 @@ impl Fs {
     pub(super) fn drop_header(&self, gone: Gone) {
         // On another machine the file may have been changed meanwhile, and then its sync tool keeps the file and takes the header away: headers stay, and
         // only the record has to know what is gone.
-        if self.options.shared && (self.watch.is_none() || gone.how == How::Moved) {
+        if self.options.shared && (self.watch.is_none() || gone.how.lives_on()) {
             return;
         }
         let directory = gone.directory.clone();
@@ -177,6 +187,10 @@ impl Fs {
         };
         let opened = match file {
             GoneFile::Open(file) => Ok((file.id()?, file.made_header())),
+            // Its word counts, as below: whether files here need the header is looked at in any case.
+            GoneFile::Closed(backing) if how == How::OneOfSeveral => {
+                Ok((Beginning::read(&backing).ok()?.preamble()?.file(), false))
+            }
             GoneFile::Closed(backing) => VaultFile::load(&self.vault, backing, None, &directory.dir, at)
                 .map(|file| Some((file.id()?, file.made_header())))
                 .transpose()?,
@@ -195,10 +209,11 @@ impl Fs {
             directory: directory.node,
             id,
             unopened: (!was_opened).then(|| name.into()),
-            is_moved: how == How::Moved,
+            lives_on: how.lives_on(),
             files: 0,
         };
-        Some((unused, made_header && !is_copy(&disk) && how != How::ReplacedByCopy))
+        let may_be_anothers = is_copy(&disk) || matches!(how, How::ReplacedByCopy | How::OneOfSeveral);
+        Some((unused, made_header && !may_be_anothers))
     }
 
     /// Removes a header that was made for the file that is gone, unless a sync tool's copy needs it.
@@ -226,7 +241,7 @@ impl Fs {
 
     fn record_gone(&self, unused: &Unused) {
         match (&unused.unopened, unused.directory.keys()) {
-            _ if unused.is_moved => {}
+            _ if unused.lives_on => {}
             (None, _) => self.record_removal(unused.id),
             (Some(name), Some(keys)) => {
                 let directory = keys.id;

@@ -185,3 +185,37 @@ fn tar_takes_a_tree_in_and_out_again() {
     };
     assert_eq!(whole_seconds(&bench.mnt()), whole_seconds(&bench.plain()));
 }
+
+/// Delivers as programs do that want no message twice: written to one directory, linked to another, removed from the first.
+#[test]
+fn mail_that_is_delivered_leaves_nothing_but_its_messages() {
+    const MESSAGES: usize = 50;
+    if !can_mount() || !have("python3") {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let script = format!(
+        "import mailbox\n\
+         box = mailbox.Maildir('mail', create=True)\n\
+         for i in range({MESSAGES}): box.add(f'Subject: {{i}}\\n\\ntext\\n')\n\
+         assert len(box) == {MESSAGES}"
+    );
+    run(&bench.mnt(), "python3", &["-c", &script]);
+    bench.unmount();
+    let output = bench.run("fsck", &[]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && !said.contains("header of no file"), "{said}");
+    bench.mount(&[]);
+    run(
+        &bench.mnt(),
+        "python3",
+        &[
+            "-c",
+            &format!(
+                "import mailbox\n\
+         box = mailbox.Maildir('mail')\n\
+         assert sorted(int(message['subject']) for message in box) == list(range({MESSAGES}))"
+            ),
+        ],
+    );
+}

@@ -206,6 +206,90 @@ fn a_file_that_is_back_before_its_header_went_keeps_it() {
     assert_eq!(ending(&bench, ".hush"), 1);
 }
 
+/// How files get a name in another directory and lose the one they had.
+const DELIVERIES: [fn(&Fs, u64, NameIn<'_>, NameIn<'_>); 3] = [
+    |fs, id, from, to| {
+        fs.link(id, to).unwrap();
+        fs.clear(fs.unlink(from).unwrap());
+    },
+    // The name that is left is the one that it had first.
+    |fs, id, from, to| {
+        rename(fs, from, to).unwrap();
+        fs.link(id, from).unwrap();
+        fs.clear(fs.unlink(from).unwrap());
+    },
+    |fs, id, from, to| {
+        fs.link(id, NameIn { name: b"kept", ..to }).unwrap();
+        rename(fs, from, to).unwrap();
+        fs.clear(fs.unlink(NameIn { name: b"kept", ..to }).unwrap());
+    },
+];
+
+#[test]
+fn a_directory_keeps_no_header_of_files_whose_names_are_elsewhere() {
+    const FILES: usize = 20;
+    for deliver in DELIVERIES {
+        for is_closed in [false, true] {
+            let bench = Bench::with_init_options(&[]);
+            let name = |i: usize| format!("message {i}").into_bytes();
+            let directory = |fs: &Fs, name: &[u8]| fs.look_up(ROOT, name).unwrap().node.id;
+            let make_all = |fs: &Fs, caller| {
+                for name in [b"tmp", b"new"] {
+                    fs.make_directory(at(name), 0o700, caller).unwrap();
+                }
+                let parent = directory(fs, b"tmp");
+                (0..FILES).for_each(|i| drop(make(&bench, fs, NameIn { parent, name: &name(i) }, caller)));
+            };
+            let deliver_all = |fs: &Fs| {
+                let (from, to) = (directory(fs, b"tmp"), directory(fs, b"new"));
+                for i in 0..FILES {
+                    let name = &name(i);
+                    let id = fs.look_up(from, name).unwrap().node.id;
+                    deliver(fs, id, NameIn { parent: from, name }, NameIn { parent: to, name });
+                }
+            };
+            if is_closed {
+                with_mount(&bench, make_all);
+                with_mount(&bench, |fs, _| deliver_all(fs));
+            } else {
+                with_mount(&bench, |fs, caller| {
+                    make_all(fs, caller);
+                    deliver_all(fs);
+                });
+            }
+            assert_eq!(ending(&bench, ".hush"), FILES);
+            with_mount(&bench, |fs, _| {
+                let (from, to) = (directory(fs, b"tmp"), directory(fs, b"new"));
+                assert!(listed(fs, from).is_empty());
+                (0..FILES).for_each(|i| assert_eq!(read(fs, to, &name(i)).unwrap(), CONTENT));
+            });
+            assert_sealed(&bench, FILES);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_loses_one_of_its_names_in_a_directory_keeps_its_header_there() {
+    for is_back in [false, true] {
+        let (bench, _) = with_file("stays");
+        with_mount(&bench, |fs, caller| {
+            let parent = fs.make_directory(at(b"d"), 0o700, caller).unwrap().node.id;
+            let id = fs.look_up(ROOT, b"stays").unwrap().node.id;
+            let elsewhere = NameIn { parent, name: b"other" };
+            fs.link(id, at(b"goes")).unwrap();
+            fs.link(id, elsewhere).unwrap();
+            unlink(fs, b"goes");
+            if is_back {
+                unlink(fs, b"stays");
+                rename(fs, elsewhere, at(b"stays")).unwrap();
+            }
+        });
+        assert_there(&bench, b"stays");
+        assert_eq!(ending(&bench, ".hush"), if is_back { 1 } else { 2 });
+        assert_sealed(&bench, if is_back { 1 } else { 2 });
+    }
+}
+
 #[test]
 fn headers_of_a_large_directory_go_when_enough_files_are_gone() {
     const FILES: usize = 1100;
