@@ -760,6 +760,63 @@ fn an_ordinary_user_mounts() {
 }
 
 #[test]
+fn an_ordinary_user_changes_files_of_another_that_they_may_write() {
+    const TEST: &str = "an_ordinary_user_changes_files_of_another_that_they_may_write";
+    if !has(TEST, &["unshare", "setpriv", "fusermount3", "python3"]) {
+        return;
+    }
+    for transport in ["auto", "device"] {
+        changes_files_of_another(transport);
+    }
+}
+
+fn changes_files_of_another(transport: &str) {
+    let user = User::new();
+    let made = user.run(&format!(
+        r#"{INIT}
+        "$1" mount --passfile pass vault mnt
+        umask 002
+        mkdir mnt/dir mnt/other
+        for file in cut appended touched dir/moved; do echo "of another" > "mnt/$file"; done
+        "$1" unmount mnt"#
+    ));
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let of_another = Command::new("find")
+        .arg(user.0.path().join("home/vault"))
+        .args([
+            "-type", "f", "-not", "-name", "*.hush", "-exec", "chown", "0", "{}", "+",
+        ])
+        .status();
+    assert!(of_another.unwrap().success());
+    let changed = user.run(&format!(
+        r#"
+        mount() {{ "$program" mount --transport {transport} --passfile pass vault mnt; }}
+        program=$1
+        mount
+        [ "$(stat -c %u mnt/cut mnt/appended mnt/touched mnt/dir/moved | sort -u)" = 0 ]
+        : > mnt/cut
+        echo more >> mnt/appended
+        python3 -c 'import os; os.fsync(os.open("mnt/appended", os.O_WRONLY))'
+        touch -d 2001-01-01 mnt/touched 2> /dev/null && exit 1
+        mv mnt/dir/moved mnt/other/moved
+        touch mnt/touched
+        [ -n "$(find mnt/touched -newer mnt/appended)" ]
+        "$1" unmount mnt
+        mount
+        stat -c %s mnt/cut
+        cat mnt/appended mnt/touched mnt/other/moved
+        "$1" unmount mnt
+        "$1" fsck --passfile pass vault >&2
+        "$1" verify --passfile pass vault >&2"#
+    ));
+    let stderr = String::from_utf8_lossy(&changed.stderr);
+    assert!(changed.status.success(), "{stderr}");
+    let stdout = String::from_utf8_lossy(&changed.stdout);
+    assert_eq!(stdout, "0\nof another\nmore\nof another\nof another\n");
+    assert!(!stderr.contains("unclean end"), "{stderr}");
+}
+
+#[test]
 fn an_ordinary_user_without_fusermount() {
     if !has("an_ordinary_user_without_fusermount", &["unshare", "setpriv"]) {
         return;

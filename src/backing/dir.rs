@@ -422,13 +422,13 @@ impl Dir {
         Ok(fs::futimens(&self.fd, times)?)
     }
 
-    /// Puts the directory's time of modification back to what it was.
+    /// Puts the directory's time of modification back to what it was, where this process may.
     ///
     /// # Errors
     ///
     /// What futimens(3) gives.
     pub fn keep_modified(&self, before: &Stat) -> io::Result<()> {
-        self.set_times_self(&super::file::only_modified(super::file::mtime_of(before)))
+        super::file::set_modified(&self.fd, super::file::mtime_of(before))
     }
 
     /// Changes the directory's own mode.

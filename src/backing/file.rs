@@ -45,7 +45,7 @@ pub trait Storage: Send + Sync {
     /// Writes all of `buf` and sets the time of last modification, to what it was where none is given: for what is no change of content.
     fn write_with_mtime(&self, buf: &[u8], offset: u64, mtime: Option<Timespec>) -> io::Result<()>;
 
-    /// Sets the time of last modification.
+    /// Sets the time of last modification, which no application asked for; it stays that of the last write where only the owner may set it.
     fn set_mtime(&self, mtime: Timespec) -> io::Result<()>;
 
     /// Has all that was written so far become durable before what is written next does.
@@ -197,14 +197,19 @@ pub fn mtime_of(stat: &Stat) -> Timespec {
     }
 }
 
-/// Returns times that set the last modification, and nothing else.
-pub(super) fn only_modified(mtime: Timespec) -> Timestamps {
-    Timestamps {
+/// Sets the time of last modification, which no application asked for; it stays that of the last write where only the owner may set it.
+pub(super) fn set_modified(fd: impl AsFd, mtime: Timespec) -> io::Result<()> {
+    let times = Timestamps {
         last_access: Timespec {
             tv_sec: 0,
             tv_nsec: fs::UTIME_OMIT,
         },
         last_modification: mtime,
+    };
+    match fs::futimens(fd, &times) {
+        // Who may write a file need not own it.
+        Err(Errno::PERM) => Ok(()),
+        result => Ok(result?),
     }
 }
 
@@ -259,7 +264,7 @@ impl Storage for BackingFile {
     }
 
     fn set_mtime(&self, mtime: Timespec) -> io::Result<()> {
-        Ok(fs::futimens(&self.fd, &only_modified(mtime))?)
+        set_modified(&self.fd, mtime)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -387,4 +392,53 @@ fn write_zeros(storage: &impl Storage, offset: u64, len: u64) -> io::Result<()> 
         at += step;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::{process::geteuid, thread::set_thread_uid};
+
+    use super::*;
+
+    /// Runs `f` as a user who has no file.
+    fn as_other_user<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+        let run = || {
+            set_thread_uid(Uid::from_raw(65534)).unwrap();
+            f()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+    }
+
+    #[test]
+    fn who_does_not_own_a_file_writes_it_without_choosing_its_time() {
+        if !geteuid().is_root() {
+            eprintln!("SKIPPED: who_does_not_own_a_file_writes_it_without_choosing_its_time: needs root");
+            return;
+        }
+        let file = BackingFile::new(OwnedFd::from(tempfile::tempfile().unwrap()), true);
+        let old = Timespec {
+            tv_sec: 1_000_000,
+            tv_nsec: 0,
+        };
+        file.write_with_mtime(b"owner", 0, Some(old)).unwrap();
+        assert_eq!(mtime_of(&file.stat().unwrap()), old);
+        as_other_user(|| {
+            let refused = fs::futimens(
+                file.fd(),
+                &Timestamps {
+                    last_access: old,
+                    last_modification: old,
+                },
+            );
+            assert_eq!(refused, Err(Errno::PERM));
+            file.write_with_mtime(b"other", 0, None).unwrap();
+            file.set_mtime(old).unwrap();
+        });
+        let mut found = [0; 5];
+        file.read_at(&mut found, 0).unwrap();
+        assert_eq!(&found, b"other");
+        assert!(mtime_of(&file.stat().unwrap()).tv_sec > old.tv_sec);
+    }
 }

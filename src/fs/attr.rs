@@ -113,6 +113,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
+    /// No application asked for the times: they are when the kernel saw what it has stored here, or cut.
+    pub has_times_of_changes: bool,
 }
 
 impl SetAttr {

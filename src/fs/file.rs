@@ -366,6 +366,27 @@ impl Fs {
             changes.apply(stat);
             return Ok(Attr::new(stat, node.id, &self.vault.layout()));
         }
+        if let SetAttr {
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: None,
+            mtime: Some(SetTime::At(mtime)),
+            ..
+        } = *changes
+            && !node.queued.load(Ordering::Acquire)
+        {
+            // The kernel sends the time also where it sent it before, with every rename and unlink.
+            let attr = self.node_attr(&node)?;
+            if attr.mtime == mtime {
+                return Ok(attr);
+            }
+        }
+        if !changes.has_times_of_changes {
+            // Before anything is changed: only the owner may do so.
+            self.set_times_asked(&node, caller, changes)?;
+        }
         if let Some(size) = changes.size {
             self.set_size(&node, size, caller)?;
         }
@@ -376,34 +397,28 @@ impl Fs {
             self.acl_after_chmod(&node, mode)?;
             self.set_mode(&node, mode)?;
         }
-        if let SetAttr {
-            mode: None,
-            uid: None,
-            gid: None,
-            size: None,
-            atime: None,
-            mtime: Some(SetTime::At(mtime)),
-        } = *changes
-            && !node.queued.load(Ordering::Acquire)
-        {
-            // The kernel sends the time also where it sent it before, with every rename and unlink.
-            let attr = self.node_attr(&node)?;
-            if attr.mtime == mtime {
-                return Ok(attr);
-            }
-        }
-        if changes.atime.is_some() || changes.mtime.is_some() {
-            let times = Timestamps {
-                last_access: timespec(changes.atime),
-                last_modification: timespec(changes.mtime),
-            };
-            self.set_times(&node, &times)?;
+        if changes.has_times_of_changes {
+            // Who may write a file need not own it: it keeps the time at which it was changed here.
+            allow_refusal(self.set_times(&node, changes.atime, changes.mtime))?;
         }
         let attr = self.node_attr(&node)?;
         if changes.mtime.is_some() {
             *node.mtime.lock() = attr.mtime;
         }
         Ok(attr)
+    }
+
+    /// Sets times that an application asked for.
+    fn set_times_asked(&self, node: &Arc<Node>, caller: Caller, changes: &SetAttr) -> FsResult<()> {
+        let set = self.set_times(node, changes.atime, changes.mtime);
+        if !is_refused(&set) || changes.atime != Some(SetTime::Now) || changes.mtime.is_none() || caller.uid == 0 {
+            return set;
+        }
+        if self.node_attr(node)?.uid == caller.uid {
+            return set;
+        }
+        // The kernel, whose time it is, lets who does not own the file ask for nothing but the present, as who may write it can.
+        self.set_times(node, Some(SetTime::Now), Some(SetTime::Now))
     }
 
     /// The kernel need not have a handle (truncate(2)).
@@ -473,14 +488,21 @@ impl Fs {
         Ok(self.entry(node)?.chmod(mode)?)
     }
 
-    fn set_times(&self, node: &Arc<Node>, times: &Timestamps) -> FsResult<()> {
+    fn set_times(&self, node: &Arc<Node>, atime: Option<SetTime>, mtime: Option<SetTime>) -> FsResult<()> {
+        if atime.is_none() && mtime.is_none() {
+            return Ok(());
+        }
+        let times = Timestamps {
+            last_access: timespec(atime),
+            last_modification: timespec(mtime),
+        };
         if node.kind == FileType::Directory {
-            return Ok(self.dir(node)?.set_times_self(times)?);
+            return Ok(self.dir(node)?.set_times_self(&times)?);
         }
         if let Some(file) = node.file.lock().clone() {
-            return Ok(file.set_times(times)?);
+            return Ok(file.set_times(&times)?);
         }
-        Ok(self.entry(node)?.set_times(times)?)
+        Ok(self.entry(node)?.set_times(&times)?)
     }
 
     /// Makes a file durable: content, header, and its name.
@@ -671,6 +693,15 @@ fn into_vault_error(error: FsError) -> VaultError {
         FsError::Vault { source, .. } => source,
         other => VaultError::Io(std::io::Error::from_raw_os_error(other.errno())),
     }
+}
+
+/// Tells whether something is for the owner of the file only.
+fn is_refused(result: &FsResult<()>) -> bool {
+    matches!(result, Err(error) if error.errno() == libc::EPERM)
+}
+
+fn allow_refusal(result: FsResult<()>) -> FsResult<()> {
+    if is_refused(&result) { Ok(()) } else { result }
 }
 
 fn timespec(time: Option<SetTime>) -> Timespec {

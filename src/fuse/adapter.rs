@@ -348,7 +348,7 @@ impl fuser::Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -362,6 +362,7 @@ impl fuser::Filesystem for Adapter {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
+            has_times_of_changes: kernel::has_times_of_changes(size.is_some(), handle.is_some()),
         };
         self.serve_slow(request, ino, Operation::SetAttr(changes), Slot::Attr(reply));
     }

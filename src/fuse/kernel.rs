@@ -53,6 +53,11 @@ const OVER_IO_URING: InitFlags = InitFlags::from_bits_retain(1 << 41);
 /// The kernel checks access by lists, and leaves callers' masks to the filesystem, since a directory's default list takes their place.
 const ACCESS_LISTS: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK);
 
+/// Tells whether the times in a SETATTR are the kernel's own: with a size, of the cut; with a handle, of writes that it has sent. utimensat(2) gives neither.
+pub fn has_times_of_changes(with_size: bool, with_handle: bool) -> bool {
+    with_size || with_handle
+}
+
 /// Asks for what makes FUSE fast, as far as the kernel has it, and for access control lists if they are wanted.
 ///
 /// # Errors

@@ -224,6 +224,7 @@ fn changes(asked: &SetAttrIn) -> SetAttr {
         size: set(fattr::SIZE).then_some(asked.size),
         atime: time(fattr::ATIME, fattr::ATIME_NOW, asked.atime, asked.atime_nanos),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, asked.mtime, asked.mtime_nanos),
+        has_times_of_changes: kernel::has_times_of_changes(set(fattr::SIZE), set(fattr::FH)),
     }
 }
 
