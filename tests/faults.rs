@@ -760,11 +760,17 @@ fn an_ordinary_user_mounts() {
 }
 
 #[test]
-fn an_ordinary_user_changes_files_of_another_whom_they_may_write() {
-    const TEST: &str = "an_ordinary_user_changes_files_of_another_whom_they_may_write";
+fn an_ordinary_user_changes_files_of_another_that_they_may_write() {
+    const TEST: &str = "an_ordinary_user_changes_files_of_another_that_they_may_write";
     if !has(TEST, &["unshare", "setpriv", "fusermount3", "python3"]) {
         return;
     }
+    for transport in ["auto", "device"] {
+        changes_files_of_another(transport);
+    }
+}
+
+fn changes_files_of_another(transport: &str) {
     let user = User::new();
     let made = user.run(&format!(
         r#"{INIT}
@@ -782,9 +788,11 @@ fn an_ordinary_user_changes_files_of_another_whom_they_may_write() {
         ])
         .status();
     assert!(of_another.unwrap().success());
-    let changed = user.run(
+    let changed = user.run(&format!(
         r#"
-        "$1" mount --passfile pass vault mnt
+        mount() {{ "$program" mount --transport {transport} --passfile pass vault mnt; }}
+        program=$1
+        mount
         [ "$(stat -c %u mnt/cut mnt/appended mnt/touched mnt/dir/moved | sort -u)" = 0 ]
         : > mnt/cut
         echo more >> mnt/appended
@@ -794,13 +802,13 @@ fn an_ordinary_user_changes_files_of_another_whom_they_may_write() {
         touch mnt/touched
         [ -n "$(find mnt/touched -newer mnt/appended)" ]
         "$1" unmount mnt
-        "$1" mount --passfile pass vault mnt
+        mount
         stat -c %s mnt/cut
         cat mnt/appended mnt/touched mnt/other/moved
         "$1" unmount mnt
         "$1" fsck --passfile pass vault >&2
-        "$1" verify --passfile pass vault >&2"#,
-    );
+        "$1" verify --passfile pass vault >&2"#
+    ));
     let stderr = String::from_utf8_lossy(&changed.stderr);
     assert!(changed.status.success(), "{stderr}");
     let stdout = String::from_utf8_lossy(&changed.stdout);
