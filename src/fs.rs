@@ -63,7 +63,7 @@ const LISTINGS_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("it is not 0");
 const RENAMES_MAX: usize = 100;
 
 /// How often and how long what finds no room waits for that of files that were removed just before.
-const ROOM_ATTEMPTS: usize = 10;
+const ROOM_ATTEMPTS: usize = 20;
 const ROOM_PATIENCE: Duration = Duration::from_millis(10);
 const ROOM_PATIENCE_MAX: Duration = Duration::from_millis(200);
 const REMOVED_LATELY: Duration = Duration::from_secs(1);

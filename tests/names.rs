@@ -14,13 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hushfs::{
-    fs::{Caller, Fs, NameIn, ROOT},
-    vault::home::VaultHome,
-};
+use hushfs::fs::{Caller, Fs, NameIn, ROOT};
 use support::Bench;
 
-fn open(bench: &Bench) -> (Fs, VaultHome, Caller) {
+fn open(bench: &Bench) -> (Fs, unmounted::Home, Caller) {
     unmounted::fs_of(unmounted::open(&bench.vault(), &bench.passfile()), false)
 }
 

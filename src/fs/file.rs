@@ -241,7 +241,7 @@ impl Fs {
         {
             return Ok(content);
         }
-        self.with_descriptors(|| {
+        self.with_room(|| {
             let link = node.link.lock();
             if link.is_none() && !node.is_dead() {
                 // Its header would lie nowhere, and it has a name still: the kernel looks that up.

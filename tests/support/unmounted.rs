@@ -1,6 +1,6 @@
 //! A vault used without a mount.
 
-use std::path::Path;
+use std::{ops::Deref, path::Path};
 
 use hushfs::{
     fs::{Caller, Fs, FsOptions},
@@ -16,6 +16,23 @@ pub fn with_fs(open: OpenVault, act: impl FnOnce(&Fs, Caller)) {
     fs.seal_all();
 }
 
+/// A vault's directory, locked until it is dropped: a program that another test starts just then would keep the lock until it runs.
+pub struct Home(VaultHome);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.0.dir().unlock().unwrap();
+    }
+}
+
+impl Deref for Home {
+    type Target = VaultHome;
+
+    fn deref(&self) -> &VaultHome {
+        &self.0
+    }
+}
+
 /// Opens a vault by the passphrase in a file.
 #[allow(dead_code, reason = "each test program uses a part of it")]
 pub fn open(vault: &Path, passfile: &Path) -> OpenVault {
@@ -27,12 +44,12 @@ pub fn open(vault: &Path, passfile: &Path) -> OpenVault {
 
 /// Returns the filesystem of a vault, what holds its lock, and who uses it here.
 #[allow(dead_code, reason = "each test program uses a part of it")]
-pub fn fs_of(open: OpenVault, journal: bool) -> (Fs, VaultHome, Caller) {
+pub fn fs_of(open: OpenVault, journal: bool) -> (Fs, Home, Caller) {
     fs_with(open, |options| options.journal = journal)
 }
 
 /// As [`fs_of`], as `set` has it behave.
-pub fn fs_with(open: OpenVault, set: impl FnOnce(&mut FsOptions)) -> (Fs, VaultHome, Caller) {
+pub fn fs_with(open: OpenVault, set: impl FnOnce(&mut FsOptions)) -> (Fs, Home, Caller) {
     let (vault, home) = open.into_vault();
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut options = FsOptions {
@@ -52,5 +69,5 @@ pub fn fs_with(open: OpenVault, set: impl FnOnce(&mut FsOptions)) -> (Fs, VaultH
         pid: 0,
         umask: 0,
     };
-    (fs, home, caller)
+    (fs, Home(home), caller)
 }
