@@ -86,6 +86,8 @@ pub enum CliError {
     NothingToRemove,
     /// What is to be removed is a symbolic link.
     LinkToRemove { path: PathBuf },
+    /// What is to be removed is the key file that opens what was made of it.
+    KeyToRemove { path: PathBuf },
     /// A file that was to be removed is not the one that was read.
     ChangedMeanwhile { path: PathBuf },
     /// A sealed file has another encryption context than was asked for.
@@ -306,6 +308,7 @@ impl CliError {
             | CliError::NoOutputName { .. }
             | CliError::NothingToRemove
             | CliError::LinkToRemove { .. }
+            | CliError::KeyToRemove { .. }
             | CliError::OnlyWithKeystore { .. }
             | CliError::FileAuditInVault
             | CliError::FileAuditByAgent
@@ -706,6 +709,11 @@ impl fmt::Display for CliError {
             CliError::LinkToRemove { path } => write!(
                 f,
                 "{}: a symbolic link, and --remove removes files: name the file itself",
+                path.display()
+            ),
+            CliError::KeyToRemove { path } => write!(
+                f,
+                "{}: is the key file that opens what is made of it: with --remove nothing would",
                 path.display()
             ),
             CliError::ChangedMeanwhile { path } => write!(

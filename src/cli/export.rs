@@ -24,6 +24,9 @@ use crate::{
 /// What the names of attributes begin with that the system goes by, as it does by `security.capability`.
 const PRIVILEGED_NAMESPACES: [&[u8]; 2] = [b"security.", b"trusted."];
 
+/// The attribute that says what each of several users and groups may do, acl(5).
+const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+
 /// Copies a file or a directory out of a vault.
 pub fn export(args: &ExportArgs) -> CliResult {
     outside::check(&args.destination, &args.vault.vault)?;
@@ -217,10 +220,21 @@ impl Run<'_> {
             let _ = made.chown(Some(attr.uid), Some(attr.gid));
         }
         let mut left_out = Vec::new();
-        if let Err(error) = self.extended_attributes(place, made, &mut left_out) {
-            self.complain(&place.error(error));
+        let has_list = self
+            .extended_attributes(place, made, &mut left_out)
+            .unwrap_or_else(|error| {
+                self.complain(&place.error(error));
+                true
+            });
+        if !has_list {
+            self.progress.complain(&format!(
+                "{}: its access control list cannot be kept there: its group may do nothing",
+                place.printable_path()
+            ));
         }
-        if let Err(source) = self.set_mode_and_times(attr, made, &mut left_out) {
+        // Without the list its mask would be what the group may do, more than the list says.
+        let mask = if has_list { 0 } else { libc::S_IRWXG };
+        if let Err(source) = self.set_mode_and_times(attr, mask, made, &mut left_out) {
             self.complain(&CliError::File {
                 path: path.to_owned(),
                 source,
@@ -234,10 +248,12 @@ impl Run<'_> {
         }
     }
 
-    fn extended_attributes(&self, place: &Place, made: &Entry, left_out: &mut Vec<String>) -> Result<(), FsError> {
+    /// Sets extended attributes; tells whether its access control list is among them, if it has one.
+    fn extended_attributes(&self, place: &Place, made: &Entry, left_out: &mut Vec<String>) -> Result<bool, FsError> {
+        let mut has_list = true;
         let is_root = rustix::process::geteuid().is_root();
         let names = match self.view.fs.list_xattrs(place.id, is_root) {
-            Err(FsError::Io(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
+            Err(FsError::Io(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(true),
             names => names?,
         };
         for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
@@ -246,13 +262,14 @@ impl Run<'_> {
                 left_out.push(text::printable(name));
             } else if let Err(error) = made.set_xattr(name, &value, XattrFlags::empty()) {
                 log::info!("{}: attribute left out: {error}", place.printable_path());
+                has_list &= name != ACCESS_LIST;
             }
         }
-        Ok(())
+        Ok(has_list)
     }
 
-    fn set_mode_and_times(&self, attr: &Attr, made: &Entry, left_out: &mut Vec<String>) -> io::Result<()> {
-        let mut mode = attr.mode;
+    fn set_mode_and_times(&self, attr: &Attr, mask: u32, made: &Entry, left_out: &mut Vec<String>) -> io::Result<()> {
+        let mut mode = attr.mode & !mask;
         // Those of a directory let nobody do more.
         if !self.with_privileges && attr.kind() != FileType::Directory {
             for (bit, name) in [(libc::S_ISUID, "set-user-ID bit"), (libc::S_ISGID, "set-group-ID bit")] {

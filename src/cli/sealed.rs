@@ -104,6 +104,11 @@ impl Input {
     }
 }
 
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let number = |path| fs::metadata(path).ok().map(|file: Metadata| (file.dev(), file.ino()));
+    number(one).is_some() && number(one) == number(other)
+}
+
 /// Returns where the output goes: where the user said, or by the name of what is read.
 fn output_path(args: &FileArgs, by_name: impl FnOnce(&Path) -> CliResult<PathBuf>) -> CliResult<Option<PathBuf>> {
     let is_file = |path: &&PathBuf| path.as_path() != Path::new(STREAM);
@@ -398,9 +403,12 @@ fn new_secret(args: &SealArgs, unlock: &UnlockArgs, path: &Path, is_needed: bool
         ("--share-code", devices.share_code.is_some()),
         ("--tpm2", devices.tpm2.is_some()),
     ])?;
-    if let Some(path) = &sources.key_file {
+    if let Some(key) = &sources.key_file {
+        if args.files.remove && is_same_file(key, path) {
+            return Err(CliError::KeyToRemove { path: key.clone() });
+        }
         return Ok(Some(Fresh::KeyFile(
-            secret::read_key_file(path).map_err(secret::of_new)?,
+            secret::read_key_file(key).map_err(secret::of_new)?,
         )));
     }
     if let Some(name) = &sources.credential {

@@ -7,7 +7,7 @@ use std::{
         fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
         process::ExitStatusExt,
     },
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -76,6 +76,23 @@ fn a_file_is_sealed_opened_and_removed_with_its_mode_and_time() {
     assert!(fs::read(place.path("report")).unwrap() == content());
     let metadata = fs::metadata(place.path("report")).unwrap();
     assert_eq!((metadata.mode() & 0o7777, metadata.modified().unwrap()), (0o640, time));
+}
+
+#[test]
+fn who_keeps_new_files_from_others_keeps_what_is_opened_from_them() {
+    let place = Place::new();
+    place.write("report", &content());
+    fs::set_permissions(place.path("report"), Permissions::from_mode(0o666)).unwrap();
+    let script = r#"umask 027; "$0" seal --key-file key report && "$0" open --key-file key -o opened report.hush"#;
+    let status = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_hushfs")])
+        .current_dir(place.path("."))
+        .status();
+    assert!(status.unwrap().success());
+    for name in ["report.hush", "opened"] {
+        let mode = fs::metadata(place.path(name)).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o640, "{name}");
+    }
 }
 
 #[test]
@@ -404,6 +421,10 @@ fn options_of_no_use_are_refused() {
         );
     }
     fs::remove_file(place.path("link")).unwrap();
+    refused(
+        "seal --remove --key-file key key",
+        "key: is the key file that opens what is made of it: with --remove nothing would",
+    );
     refused(
         "seal --key-file key --context hushfs:file=1 -o out report",
         "report: names in an encryption context must not start with hushfs:",

@@ -12,7 +12,10 @@ use std::{
     thread,
 };
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::{
+    fs::{CWD, Mode, RenameFlags},
+    process::umask,
+};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
@@ -166,9 +169,9 @@ impl Write for Output {
 impl NewFile {
     fn finish(&mut self, of: Option<&Metadata>) -> io::Result<()> {
         if let Some(of) = of.filter(|of| of.is_file()) {
-            // Nobody but its maker may run as someone else what was sealed by another.
-            self.file
-                .set_permissions(Permissions::from_mode(of.permissions().mode() & 0o777))?;
+            // Nobody but its maker may run as someone else what was sealed by another, nor read what its maker keeps from them.
+            let mode = of.permissions().mode() & 0o777 & !mask();
+            self.file.set_permissions(Permissions::from_mode(mode))?;
             let times = FileTimes::new()
                 .set_modified(of.modified()?)
                 .set_accessed(of.accessed()?);
@@ -194,6 +197,14 @@ impl NewFile {
             renamed => Ok(renamed?),
         }
     }
+}
+
+/// Returns what a new file's mode is not to have, umask(2).
+fn mask() -> u32 {
+    // There is no other way to learn of it; nothing else makes files meanwhile.
+    let mask = umask(Mode::RWXG | Mode::RWXO);
+    umask(mask);
+    mask.as_raw_mode()
 }
 
 impl Drop for NewFile {
