@@ -220,17 +220,15 @@ impl Run<'_> {
             let _ = made.chown(Some(attr.uid), Some(attr.gid));
         }
         let mut left_out = Vec::new();
-        let has_list = self
-            .extended_attributes(place, made, &mut left_out)
-            .unwrap_or_else(|error| {
-                self.complain(&place.error(error));
-                true
-            });
-        if !has_list {
-            self.progress.complain(&format!(
+        let set = self.extended_attributes(place, made, &mut left_out);
+        let has_list = matches!(set, Ok(true));
+        match set {
+            Ok(true) => {}
+            Ok(false) => self.progress.complain(&format!(
                 "{}: its access control list cannot be kept there: its group may do nothing",
                 place.printable_path()
-            ));
+            )),
+            Err(error) => self.complain(&place.error(error)),
         }
         // Without the list its mask would be what the group may do, more than the list says.
         let mask = if has_list { 0 } else { libc::S_IRWXG };

@@ -151,21 +151,25 @@ impl Fs {
 
     /// Counts a handle by which a file can be written, before it is given to the kernel.
     pub fn note_writer(&self, id: u64) {
-        if let Ok(node) = self.node(id) {
-            node.opened_for_writing();
+        if let Some(file) = self.open_file(id) {
+            file.note_writer();
         }
     }
 
     /// Counts one less.
     pub fn release_writer(&self, id: u64) {
-        if let Ok(node) = self.node(id) {
-            node.released_by_writer();
+        if let Some(file) = self.open_file(id) {
+            file.release_writer();
         }
     }
 
     /// Tells whether the kernel has a handle by which a file can be written.
     pub fn is_open_for_writing(&self, id: u64) -> bool {
-        self.node(id).is_ok_and(|node| node.is_open_for_writing())
+        self.open_file(id).is_some_and(|file| file.is_open_for_writing())
+    }
+
+    fn open_file(&self, id: u64) -> Option<Arc<VaultFile>> {
+        self.node(id).ok()?.file.lock().clone()
     }
 
     /// Reads up to `len` bytes at `offset` into `plain`, which grows as needed; returns where in it they are.

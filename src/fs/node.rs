@@ -105,9 +105,8 @@ pub struct Node {
     pub is_stray: bool,
     /// How often the kernel has looked it up, less how often it forgot it.
     lookups: AtomicU64,
-    /// Open handles, and those of them by which it can be written.
+    /// Open handles.
     opens: AtomicU32,
-    writers: AtomicU32,
     /// Its last name is gone.
     dead: AtomicBool,
     /// Renamed, and its seal or header still admits the old name.
@@ -164,7 +163,6 @@ impl Node {
             is_stray: false,
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
-            writers: AtomicU32::new(0),
             dead: AtomicBool::new(false),
             unsettled: AtomicBool::new(false),
             moves: AtomicU32::new(0),
@@ -282,22 +280,6 @@ impl Node {
     /// Tells whether a handle is open.
     pub fn is_open(&self) -> bool {
         self.opens.load(Ordering::Acquire) > 0
-    }
-
-    /// Tells whether a handle is open by which it can be written.
-    pub fn is_open_for_writing(&self) -> bool {
-        self.writers.load(Ordering::Acquire) > 0
-    }
-
-    /// Counts one more open handle by which it can be written.
-    pub fn opened_for_writing(&self) {
-        self.writers.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Counts one less.
-    pub fn released_by_writer(&self) {
-        let one_less = |writers: u32| writers.checked_sub(1);
-        let _ = self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less);
     }
 
     /// Tells whether the kernel has forgotten it.
@@ -607,8 +589,6 @@ mod tests {
     fn a_handle_that_was_never_counted_is_not_given_back() {
         let node = Node::new(2, 0, FileType::RegularFile, None);
         assert!(!node.released());
-        node.released_by_writer();
-        assert!(!node.is_open_for_writing());
         assert!(!node.is_open());
     }
 }

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{FileType, Timespec};
 
 use super::{
-    Fs, FsResult,
+    Fs, FsError, FsResult,
     attr::Time,
     node::{Link, Node},
 };
@@ -266,7 +266,7 @@ impl Fs {
         }
     }
 
-    /// Seals what is due, or all; an error where nothing could be made durable, which is logged.
+    /// Seals what is due, or all; an error where something could not be made durable, which is logged.
     fn seal_due(&self, everything: bool) -> FsResult<()> {
         // One at a time: who waits for room waits for what another has begun.
         let _sealing = self.seal_queue.sealing.lock();
@@ -307,14 +307,13 @@ impl Fs {
         if candidates.is_empty() && renamed.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.make_durable(&mut candidates, &mut renamed) {
+        let put_off = self.make_durable(&mut candidates, &mut renamed).inspect_err(|error| {
             log::warn!("sealing put off: the backing filesystem does not sync: {error}");
             let renamed = renamed.iter().map(|(node, _)| node);
             for node in candidates.iter().map(|candidate| &candidate.node).chain(renamed) {
                 self.seal_queue.push(node);
             }
-            return Err(error);
-        }
+        })?;
         for candidate in candidates {
             self.seal(candidate);
         }
@@ -324,7 +323,7 @@ impl Fs {
             }
             self.keep_unused(node);
         }
-        Ok(())
+        put_off.map_or(Ok(()), Err)
     }
 
     /// Has the sealer look at a file or directory that was renamed.
@@ -378,8 +377,12 @@ impl Fs {
         }
     }
 
-    /// Makes files durable, and renames; those that cannot be are put off, and the others stay.
-    fn make_durable(&self, candidates: &mut Vec<Candidate>, renamed: &mut Vec<(Arc<Node>, u32)>) -> FsResult<()> {
+    /// Makes files durable, and renames; those that cannot be are put off, and the others stay. Returns why the last of these could not, if there are any.
+    fn make_durable(
+        &self,
+        candidates: &mut Vec<Candidate>,
+        renamed: &mut Vec<(Arc<Node>, u32)>,
+    ) -> FsResult<Option<FsError>> {
         if let Some(journal) = &self.journal {
             // A seal speaks of what is in the data file.
             journal.commit()?;
@@ -394,19 +397,26 @@ impl Fs {
             candidate.file.headers_were_synced(candidate.headers);
             candidate.node.moves_were_synced(candidate.moves);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn make_durable_one_by_one(
         &self,
         candidates: &mut Vec<Candidate>,
         renamed: &mut Vec<(Arc<Node>, u32)>,
-    ) -> FsResult<()> {
+    ) -> FsResult<Option<FsError>> {
         // Once each, however many of the files lie in it.
         let mut directories = BTreeMap::new();
         let (mut with_headers, mut moved) = (BTreeSet::new(), BTreeSet::new());
+        let mut put_off = None;
+        let mut is_done = |node: &Arc<Node>, result: FsResult<()>| {
+            let Err(error) = result else { return true };
+            self.put_off(node, &error);
+            put_off = Some(error);
+            false
+        };
         candidates.retain(|candidate| {
-            self.done_or_later(&candidate.node, || {
+            let result = (|| {
                 if candidate.file.header_needs_sync()
                     && let (Some(at), Some(id)) = (&*candidate.node.link.lock(), candidate.file.id())
                 {
@@ -424,9 +434,10 @@ impl Fs {
                     moved.insert(candidate.node.id);
                 }
                 Ok(())
-            })
+            })();
+            is_done(&candidate.node, result)
         });
-        renamed.retain(|(node, _)| self.done_or_later(node, || self.add_directory(node, &mut directories)));
+        renamed.retain(|(node, _)| is_done(node, self.add_directory(node, &mut directories)));
         for dir in directories.values() {
             dir.sync()?;
         }
@@ -438,7 +449,7 @@ impl Fs {
                 candidate.node.moves_were_synced(candidate.moves);
             }
         }
-        Ok(())
+        Ok(put_off)
     }
 
     fn add_directory(&self, node: &Node, directories: &mut BTreeMap<u64, Arc<Dir>>) -> FsResult<()> {
@@ -449,16 +460,14 @@ impl Fs {
         Ok(())
     }
 
-    /// Tells whether something could be done with a node; if not, the node is looked at again later, and nothing else waits for it.
-    fn done_or_later(&self, node: &Arc<Node>, act: impl FnOnce() -> FsResult<()>) -> bool {
-        let Err(error) = act() else { return true };
+    /// Has a node that could not be made durable looked at again later. Nothing else waits for it.
+    fn put_off(&self, node: &Arc<Node>, error: &FsError) {
         let path = self.disk_path(node);
         match self.seal_queue.state.lock().told.insert(node.id) {
             true => log::warn!("{path:?} stays unsealed, it cannot be made durable: {error}"),
             false => log::debug!("{path:?} stays unsealed: {error}"),
         }
         self.seal_queue.push(node);
-        false
     }
 
     /// Tells whether a file has one name, and that is it: another one may be going just now, and be this one.

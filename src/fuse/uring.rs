@@ -77,6 +77,8 @@ struct Shared {
     /// Of each queue, how many entries hold requests that have the kernel write first.
     writing_first: Vec<AtomicUsize>,
     writing_first_max: usize,
+    /// The kernel was told to look for no holes.
+    looks_for_no_holes: AtomicBool,
     /// Entries that the kernel will still use.
     alive: AtomicUsize,
     ended: AtomicBool,
@@ -112,6 +114,7 @@ impl Rings {
                 jobs: Jobs::new(workers)?,
                 writing_first: (0..processors).map(|_| AtomicUsize::new(0)).collect(),
                 writing_first_max: (depth - SPARE_ENTRIES).max(1),
+                looks_for_no_holes: AtomicBool::new(false),
                 alive: AtomicUsize::new(count),
                 ended: AtomicBool::new(false),
                 entries: Arc::new(entries),
@@ -217,9 +220,11 @@ impl Shared {
         if self.writing_first[queue].fetch_add(1, Ordering::AcqRel) >= self.writing_first_max {
             self.writing_first[queue].fetch_sub(1, Ordering::AcqRel);
             // From now on the kernel answers by itself, and takes every file for nothing but data (fuse_lseek in fs/fuse/file.c).
-            log::warn!(
-                "too many look for holes at once in files open for writing: none are shown until the next mount"
-            );
+            if !self.looks_for_no_holes.swap(true, Ordering::Relaxed) {
+                log::warn!(
+                    "too many look for holes at once in files open for writing: none are shown until the next mount"
+                );
+            }
             entry.answer(header.unique, 0, libc::ENOSYS);
             return Err(entry);
         }

@@ -68,6 +68,8 @@ pub struct VaultFile {
     journal: Option<Arc<FileJournal>>,
     /// Attributes or names were changed since the data file was last synced whole.
     attributes_changed: AtomicBool,
+    /// Handles that the kernel has by which it can be written.
+    writers: AtomicU32,
     /// How often content had been changed when it last became durable.
     durable_changes: AtomicU64,
     /// Changes since then may be lost.
@@ -124,6 +126,7 @@ impl VaultFile {
         VaultFile {
             journal,
             attributes_changed: AtomicBool::new(true),
+            writers: AtomicU32::new(0),
             durable_changes: AtomicU64::new(0),
             changes_lost: AtomicBool::new(false),
             header_in_doubt: AtomicBool::new(false),
@@ -370,6 +373,22 @@ impl VaultFile {
     /// Notes that attributes or names were changed: a sync of more than the data has to reach the data file itself.
     pub fn attributes_were_changed(&self) {
         self.attributes_changed.store(true, Ordering::Release);
+    }
+
+    /// Counts a handle by which it can be written, before the kernel has that.
+    pub fn note_writer(&self) {
+        self.writers.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts one less.
+    pub fn release_writer(&self) {
+        let one_less = |writers: u32| writers.checked_sub(1);
+        let _ = self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less);
+    }
+
+    /// Tells whether the kernel has a handle by which it can be written.
+    pub fn is_open_for_writing(&self) -> bool {
+        self.writers.load(Ordering::Acquire) > 0
     }
 
     /// Sets the times of access and modification.

@@ -333,9 +333,12 @@ impl VaultHome {
         };
         let reads_only = lock != Lock::Exclusive;
         let recover = || recovery::recover(vault, &self.dir, copied, reads_only).map_err(io_error);
-        if !reads_only || !recovery::is_needed(vault, &self.dir).map_err(io_error)? {
+        let is_needed = || recovery::is_needed(vault, &self.dir, copied).map_err(io_error);
+        if !reads_only || !is_needed()? {
             return recover();
         }
+        let has_changes = || recovery::has_changes(vault, &self.dir, copied).map_err(io_error);
+        let mut is_due = None;
         let start = Instant::now();
         loop {
             // Whether it is got or not, the lock that there was is gone (flock(2)): another may have changed the vault before the next.
@@ -349,10 +352,14 @@ impl VaultHome {
                 self.check_unchanged()?;
                 return recovered;
             }
-            if self.try_lock(true)? && !recovery::is_needed(vault, &self.dir).map_err(io_error)? {
-                // Someone else has done it.
-                self.check_unchanged()?;
-                return Ok(Recovered::default());
+            if self.try_lock(true)? {
+                // Someone else may have done it; or it stays, without anything to be done, where nobody can remove it.
+                let is_done = !is_needed()? || !is_due.map_or_else(has_changes, Ok)?;
+                if is_done {
+                    self.check_unchanged()?;
+                    return Ok(Recovered::default());
+                }
+                is_due = Some(true);
             }
             if start.elapsed() > wait {
                 return Err(OpenError::JournalInUse {

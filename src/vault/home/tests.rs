@@ -3,11 +3,18 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::{
     backing::Storage,
-    crypto::{block::Suite, passphrase::Hardness},
-    format::{
-        journal::JournalHeader,
-        keystore::{KeyState, SlotId, VAULT_KEYS_MAX},
+    crypto::{
+        block::Suite,
+        keys::{DataKey, KeyBytes, SivKey},
+        passphrase::Hardness,
     },
+    format::{
+        journal::{Change, EntryFile, FIRST_GROUP, GroupWriter, JournalHeader, JournalPlace},
+        keystore::{KeyState, SlotId, VAULT_KEYS_MAX},
+        layout::PREAMBLE_SIZE,
+        preamble::Preamble,
+    },
+    ids::FileId,
     keystore::{KeyFile, NewKey, NewSecret, Passphrase, UnlockError},
     vault::VaultError,
 };
@@ -195,23 +202,57 @@ fn a_lock_keeps_out_who_it_excludes() {
     enter(Lock::Exclusive).unwrap();
 }
 
-/// Makes a vault with a journal that a mount has begun, and that nobody has locked.
-fn with_a_journal() -> (tempfile::TempDir, Vault) {
+/// What the data file has that [`with_a_journal`] makes, and what the journal has of it.
+const OLD: [u8; 20] = [1; 20];
+const NEW: [u8; 20] = [2; 20];
+
+/// Makes a vault with a journal that a crash has left, and that nobody has locked: with a change of a data file that was sealed so often.
+fn with_a_journal(seal_count: u64, is_copy: bool) -> (tempfile::TempDir, Vault) {
     let (temp, open) = vault();
     let (vault, home) = open.into_vault();
-    let file = home.dir().create_file(&name::journal_file(7), 0o600).unwrap();
+    let (dir, id) = (home.dir(), FileId([5; 16]));
+    let preamble = Preamble {
+        seal_count,
+        ..Preamble::new(id, [0; 32])
+    };
+    let seal_key = DataKey::new(KeyBytes::copy_of(&[5; 32])).seal_key(id, 1);
+    let mut bytes = preamble.encode(&seal_key).to_vec();
+    bytes.extend(OLD);
+    let data_file = dir.write_small(&data_name(), &bytes).unwrap();
+    dir.write_small(&name::header_file(id), b"").unwrap();
+
+    let file = dir.create_file(&name::journal_file(7), 0o600).unwrap();
+    let mut place: JournalPlace = file.place().unwrap().into();
+    place.inode += u64::from(is_copy);
     let header = JournalHeader {
         vault: vault.id(),
-        place: file.place().unwrap().into(),
+        place,
         generation: 1,
     };
+    let mut group = GroupWriter::new(1, 0);
+    let entry = EntryFile {
+        file: id,
+        inode: data_file.inode().unwrap(),
+        seal_count: 1,
+        mtime: (0, 0),
+    };
+    group.push(&entry, Change::Write(PREAMBLE_SIZE, &NEW));
     file.write_at(&header.encode(&vault.journal_key()), 0).unwrap();
+    file.write_at(&group.finish(&vault.journal_key()), FIRST_GROUP).unwrap();
     (temp, vault)
+}
+
+fn data_name() -> String {
+    name::seal(&SivKey::new(KeyBytes::copy_of(&[3; 32])), b"file").entry
+}
+
+fn data(path: &Path) -> Vec<u8> {
+    fs::read(path.join(data_name())).unwrap()[PREAMBLE_SIZE as usize..].to_vec()
 }
 
 #[test]
 fn those_who_read_wait_for_each_other_where_there_is_a_journal() {
-    let (temp, vault) = with_a_journal();
+    let (temp, vault) = with_a_journal(1, false);
     let enter = || VaultHome::enter(temp.path(), Lock::Shared).unwrap();
     let homes = [enter(), enter(), enter()];
     let vault = &vault;
@@ -221,6 +262,7 @@ fn those_who_read_wait_for_each_other_where_there_is_a_journal() {
         threads.map(|thread| thread.join().unwrap())
     });
     assert_eq!(recovered.iter().sum::<usize>(), 1);
+    assert_eq!(data(temp.path()), NEW);
     for home in &homes {
         let locked = VaultHome::enter(temp.path(), Lock::Exclusive);
         assert!(matches!(locked, Err(OpenError::InUse { .. })), "{home:?} has no lock");
@@ -229,18 +271,36 @@ fn those_who_read_wait_for_each_other_where_there_is_a_journal() {
 
 #[test]
 fn a_journal_is_not_passed_over_while_someone_else_reads() {
-    let (temp, vault) = with_a_journal();
-    let enter = || VaultHome::enter(temp.path(), Lock::Shared).unwrap();
-    let (home, other) = (enter(), enter());
-    let at_once = |home: &VaultHome| home.recover_within(Duration::ZERO, &vault, Lock::Shared, false);
-    assert!(matches!(at_once(&home), Err(OpenError::JournalInUse { .. })));
-    drop(other);
-    assert_eq!(at_once(&home).unwrap().journals, 1);
+    for is_copy in [false, true] {
+        let (temp, vault) = with_a_journal(1, is_copy);
+        let enter = || VaultHome::enter(temp.path(), Lock::Shared).unwrap();
+        let (home, other) = (enter(), enter());
+        let at_once = |home: &VaultHome| home.recover_within(Duration::ZERO, &vault, Lock::Shared, is_copy);
+        assert!(matches!(at_once(&home), Err(OpenError::JournalInUse { .. })));
+        assert_eq!(data(temp.path()), OLD);
+        drop(other);
+        assert_eq!(at_once(&home).unwrap().journals, 1);
+        assert_eq!(data(temp.path()), NEW);
+    }
+}
+
+#[test]
+fn a_journal_that_stays_without_anything_to_be_done_keeps_nobody_waiting() {
+    for (seal_count, is_copy) in [(2, false), (1, true)] {
+        let (temp, vault) = with_a_journal(seal_count, is_copy);
+        let enter = || VaultHome::enter(temp.path(), Lock::Shared).unwrap();
+        let (home, _other) = (enter(), enter());
+        home.recover_within(Duration::ZERO, &vault, Lock::Shared, false)
+            .unwrap();
+        assert_eq!(data(temp.path()), OLD);
+        let locked = VaultHome::enter(temp.path(), Lock::Exclusive);
+        assert!(matches!(locked, Err(OpenError::InUse { .. })));
+    }
 }
 
 #[test]
 fn who_waited_for_a_journal_takes_no_vault_that_was_changed_meanwhile() {
-    let (temp, vault) = with_a_journal();
+    let (temp, vault) = with_a_journal(1, false);
     let home = VaultHome::enter(temp.path(), Lock::Shared).unwrap();
     let path = temp.path().join(VAULT_HEADER);
     let mut header = fs::read(&path).unwrap();

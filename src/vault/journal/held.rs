@@ -144,8 +144,9 @@ impl<S: Storage> Held<S> {
         let state = self.state.read();
         let entry = state.entry(self.file);
         let runs = joined(state.runs.values()).map(What::Run);
-        // With content the time comes too.
-        let time = (state.is_time_due && state.runs.is_empty()).then_some(What::Time);
+        // With content the time comes too, but for one that an entry has for none.
+        let has_time = !state.runs.is_empty() && entry.mtime != (0, 0);
+        let time = (state.is_time_due && !has_time).then_some(What::Time);
         let taken = |what| Taken {
             file: self.clone(),
             entry,
@@ -412,7 +413,8 @@ impl<S: Storage> Journaled<S> {
         let mut state = self.held.state.write();
         if let Some(mtime) = set()? {
             state.mtime = Some(mtime);
-            state.is_time_due |= state.is_in_journal;
+            // What is held may be on its way there, with the time before.
+            state.is_time_due |= state.is_in_journal || !state.runs.is_empty();
         }
         let is_holding = state.is_holding();
         self.held.is_holding.store(is_holding, Ordering::Release);
@@ -567,7 +569,8 @@ impl<S: Storage> Journaled<S> {
         }
     }
 
-    fn hold(&self, journal: &Journal<S>, limit: usize, buf: &[u8], offset: u64) -> io::Result<()> {
+    /// Holds what is written, as much as there is room for; what is said to be stored is held, and nothing else.
+    fn hold(&self, journal: &Journal<S>, limit: usize, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
         let mut rest = Run {
             offset,
             data: Arc::new(buf.to_vec()),
@@ -576,12 +579,23 @@ impl<S: Storage> Journaled<S> {
         };
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         while rest.len() > 0 {
-            let mut state = self.held.state.write();
-            self.reserve(&mut state, rest.offset, rest.end())?;
-            state.mtime = Some(now);
-            if state.inode.is_none() {
-                state.inode = Some(self.held.storage.inode()?);
+            let written = rest.within.start;
+            let short = |error| ShortWrite { written, error };
+            // Before anything is held: who is told that it failed must not find it there.
+            if journal
+                .held
+                .load(Ordering::Relaxed)
+                .saturating_add(rest.len().min(limit))
+                > limit
+            {
+                journal.commit().map_err(short)?;
             }
+            let mut state = self.held.state.write();
+            self.reserve(&mut state, rest.offset, rest.end()).map_err(short)?;
+            if state.inode.is_none() {
+                state.inode = Some(self.held.storage.inode().map_err(short)?);
+            }
+            state.mtime = Some(now);
             state.last_number += 1;
             let (mut added, mut dropped) = (0, 0);
             while rest.len() > 0 && added < limit {
@@ -609,9 +623,6 @@ impl<S: Storage> Journaled<S> {
             self.held.is_holding.store(true, Ordering::Release);
             drop(state);
             journal.note_held(&self.held, added, dropped);
-            if journal.held.load(Ordering::Relaxed) > limit {
-                journal.commit()?;
-            }
         }
         Ok(())
     }
@@ -653,7 +664,7 @@ impl<S: Storage> Storage for Journaled<S> {
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
         let whole = |error| ShortWrite { written: 0, error };
         match self.journal_at(offset).map_err(whole)? {
-            Some((journal, limit)) => self.hold(journal, limit, buf, offset).map_err(whole),
+            Some((journal, limit)) => self.hold(journal, limit, buf, offset),
             None => self
                 .grow_in_place(|storage| storage.write_at(buf, offset))
                 .map_err(whole)?,
@@ -668,7 +679,10 @@ impl<S: Storage> Storage for Journaled<S> {
         self.was_changed_in_place();
         written?;
         if let Ok(preamble) = UnverifiedPreamble::decode(buf) {
-            self.held.state.write().seal_count = preamble.claimed_seal_count();
+            let mut state = self.held.state.write();
+            let before = mem::replace(&mut state.seal_count, preamble.claimed_seal_count());
+            // Recovery passes over what the journal has from before a seal.
+            state.is_in_journal &= state.seal_count <= before;
         }
         self.note_durable()
     }

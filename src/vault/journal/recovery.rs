@@ -34,13 +34,38 @@ pub struct Recovered {
     pub foreign: usize,
 }
 
-/// Tells whether there is a journal in a vault's directory that is no copy from elsewhere: it is mounted, or a mount of it ended by a crash.
+/// Tells whether there is a journal in a vault's directory that [`recover`] would apply: it is mounted, or a mount of it ended by a crash.
 ///
 /// # Errors
 ///
 /// What listing the directory or reading a journal gives.
-pub fn is_needed(vault: &Vault, root: &Dir) -> io::Result<bool> {
-    Ok(journals(root)?.len() > copies(vault, root)?.len())
+pub fn is_needed(vault: &Vault, root: &Dir, copied: bool) -> io::Result<bool> {
+    let left_alone = if copied { 0 } else { copies(vault, root)?.len() };
+    Ok(journals(root)?.len() > left_alone)
+}
+
+/// Tells whether a journal has changes that are not known to be in the files: it may also be there because nobody could remove it.
+///
+/// # Errors
+///
+/// As for [`recover`].
+pub fn has_changes(vault: &Vault, root: &Dir, copied: bool) -> io::Result<bool> {
+    let mut found = false;
+    for name in journals(root)? {
+        let file = root.open_file(&name, true)?;
+        let bytes = read(&file)?;
+        let Some(header) = header_of(vault, &bytes) else {
+            continue;
+        };
+        if copied || !is_copy(&header, &file)? {
+            let entries = entries_of(vault, &bytes, &header)?;
+            each_wanted(root, &by_file(&entries), copied, &mut |file, entries| {
+                found |= is_due(file, entries)?;
+                Ok(())
+            })?;
+        }
+    }
+    Ok(found)
 }
 
 fn journals(root: &Dir) -> io::Result<Vec<String>> {
@@ -138,7 +163,6 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool, not_write: bool) -> io::
         recovered.journals += 1;
         let file = open(root, &name)?;
         let bytes = read(&file)?;
-        let key = vault.journal_key();
         // Made and not begun before a crash, or nothing of this vault's: no entry of it was ever relied on.
         let Some(header) = header_of(vault, &bytes) else {
             log::info!("{name} was never begun, or is not of this vault: removed");
@@ -150,8 +174,7 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool, not_write: bool) -> io::
             recovered.foreign += 1;
             continue;
         }
-        let groups = bytes.get(FIRST_GROUP as usize..).unwrap_or_default();
-        let entries = journal::decode_groups(groups, header.generation, &key).map_err(io::Error::other)?;
+        let entries = entries_of(vault, &bytes, &header)?;
         apply(root, &entries, copied, &mut recovered)?;
         remove(root, &name, not_write)?;
     }
@@ -208,8 +231,36 @@ pub(super) fn by_file<'d>(entries: &[Entry<'d>]) -> BTreeMap<DataFile, Entries<'
     files
 }
 
+fn entries_of<'b>(vault: &Vault, bytes: &'b [u8], header: &JournalHeader) -> io::Result<Vec<Entry<'b>>> {
+    let groups = bytes.get(FIRST_GROUP as usize..).unwrap_or_default();
+    journal::decode_groups(groups, header.generation, &vault.journal_key()).map_err(io::Error::other)
+}
+
 fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recovered) -> io::Result<()> {
-    let files = by_file(entries);
+    let missing = each_wanted(root, &by_file(entries), copied, &mut |file, entries| {
+        if file.is_writable() {
+            recovered.files += 1;
+            return apply_to(file, entries);
+        }
+        match is_due(file, entries)? {
+            true => Err(unwritable()),
+            false => Ok(()),
+        }
+    })?;
+    recovered.missing += missing;
+    Ok(())
+}
+
+/// Takes a data file and the entries about it.
+type Wanted<'w> = dyn FnMut(&BackingFile, &Entries<'_>) -> io::Result<()> + 'w;
+
+/// Calls `act` for each data file that entries are about; returns how many are not there.
+fn each_wanted(
+    root: &Dir,
+    files: &BTreeMap<DataFile, Entries<'_>>,
+    copied: bool,
+    act: &mut Wanted<'_>,
+) -> io::Result<usize> {
     let mut wanted: BTreeSet<_> = files.keys().copied().collect();
     let mut descent = Descent::new(Arc::new(root.open_dir(".")?), "");
     let mut unseen = None;
@@ -220,16 +271,7 @@ fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recove
             Ok((dir, listed)) => {
                 each_data_file(dir, &listed, copied, &mut |data_file, file| {
                     wanted.remove(&data_file);
-                    let entries = &files[&data_file];
-                    if !file.is_writable() {
-                        return if is_due(file, entries)? {
-                            Err(unwritable())
-                        } else {
-                            Ok(())
-                        };
-                    }
-                    recovered.files += 1;
-                    apply_to(file, entries)
+                    act(file, &files[&data_file])
                 })?;
                 descent.enter_later(listed.below);
             }
@@ -249,10 +291,7 @@ fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recove
                 },
             ))
         }
-        _ => {
-            recovered.missing += wanted.len();
-            Ok(())
-        }
+        _ => Ok(wanted.len()),
     }
 }
 

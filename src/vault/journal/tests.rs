@@ -762,6 +762,93 @@ fn a_time_that_was_set_and_synced_is_not_taken_back_by_recovery() {
 }
 
 #[test]
+fn a_time_that_was_set_while_a_commit_was_under_way_is_not_taken_back() {
+    let (log, disk) = (DiskFile::default(), DiskFile::default());
+    let journal = journal_in(&log);
+    let content = Arc::new(open(1, &disk, &journal).unwrap());
+    content.write(PlainOffset(0), &pattern(4096, 1)).unwrap();
+    content.storage().sync_data().unwrap();
+    content.write(PlainOffset(0), &pattern(4096, 2)).unwrap();
+    let set = Timespec {
+        tv_sec: 1_000_000_000,
+        tv_nsec: 0,
+    };
+    let (other, times) = (content.clone(), disk.clone());
+    meanwhile(move || {
+        let set_mtime = || times.set_mtime(set).map(|()| Some(set));
+        assert!(other.storage().with_times(set_mtime).unwrap());
+    });
+    journal.commit().unwrap();
+    content.storage().sync_data().unwrap();
+    let mut chance = Chance(1);
+    log.lose_power(&mut chance);
+    let file = Tracked::on(disk.clone(), 1, &journal_in(&DiskFile::default()));
+    recover(&[file], &log, None, &mut chance);
+    assert_eq!(disk.inner().mtime, Some(set));
+}
+
+#[test]
+fn a_time_of_a_sealed_file_is_not_the_journals() {
+    let (journal, disk) = (journal_in(&DiskFile::default()), DiskFile::default());
+    let mut file = Tracked::on(disk, 1, &journal);
+    for seed in [1, 2] {
+        file.content.write(PlainOffset(0), &pattern(4096, seed)).unwrap();
+        file.sync().unwrap();
+    }
+    file.seal(&journal);
+    assert!(file.content.is_sealed());
+    let set = Timespec { tv_sec: 1, tv_nsec: 0 };
+    assert!(!file.content.storage().with_times(|| Ok(Some(set))).unwrap());
+}
+
+/// Content that was durable, of so many whole blocks and the beginning of one, in a file whose journal takes no group any more.
+fn with_a_journal_that_fails(blocks: usize) -> (Tracked, DiskFile, Arc<Journal<DiskFile>>) {
+    let log = DiskFile::default();
+    let journal = journal_in(&log);
+    let mut file = Tracked::new(1, &journal);
+    let old = pattern(blocks * PAGE + 110, 1);
+    file.content.write(PlainOffset(0), &old).unwrap();
+    file.is_now(|now| *now = old);
+    file.sync().unwrap();
+    file.is_durable();
+    // The journal is there.
+    file.content.punch(PlainOffset(0), 1).unwrap();
+    file.is_now(|now| now[0] = 0);
+    log.inner().changes_left = Some(0);
+    (file, log, journal)
+}
+
+#[test]
+fn what_the_journal_does_not_take_leaves_every_block_whole() {
+    const BLOCKS: usize = 30;
+    let (mut file, log, journal) = with_a_journal_that_fails(BLOCKS);
+    // As much as may be held, then an end that grows, then more than may be held.
+    let refused = (0..BLOCKS).find(|block| {
+        let new = pattern(PAGE, 2);
+        file.is_now(|now| now[block * PAGE..][..PAGE].copy_from_slice(&new));
+        let result = file.content.write(PlainOffset((block * PAGE) as u64), &new);
+        file.check();
+        result.is_err()
+    });
+    assert!(refused.is_some(), "there was room for all of it");
+    let longer = pattern(PAGE - 100, 3);
+    file.content
+        .write(PlainOffset((BLOCKS * PAGE + 10) as u64), &longer)
+        .unwrap_err();
+    file.check();
+    let new = pattern(BLOCKS * PAGE, 4);
+    file.is_now(|now| now[..new.len()].copy_from_slice(&new));
+    file.content.write(PlainOffset(0), &new).unwrap_err();
+    file.check();
+    log.inner().changes_left = None;
+    file.sync().unwrap();
+    file.check();
+    file.seal_as_it_is(&journal);
+    assert!(file.content.is_sealed());
+    file.content.verify(|_| ()).unwrap();
+}
+
+#[test]
 fn a_time_that_the_journal_has_nothing_of_is_not_held() {
     let (_journal, _disk, content) = with_a_durable_block();
     let now = || Ok(Some(Timespec { tv_sec: 1, tv_nsec: 0 }));
