@@ -225,16 +225,22 @@ fn a_backing_directory_that_cannot_be_written() {
     assert_kept(&mut bench);
 }
 
+/// A vault with a directory that has a file in it.
+fn bench_with_directory() -> Bench {
+    let mut bench = Bench::mounted();
+    fs::create_dir(bench.mnt().join("dir")).unwrap();
+    fs::write(bench.mnt().join("dir/file"), "kept").unwrap();
+    bench.unmount();
+    bench
+}
+
 #[test]
 fn epochs_of_what_is_hidden_by_a_mount_are_not_retired() {
     const TEST: &str = "epochs_of_what_is_hidden_by_a_mount_are_not_retired";
     if !has(TEST, &["unshare"]) {
         return;
     }
-    let mut bench = Bench::mounted();
-    fs::create_dir(bench.mnt().join("dir")).unwrap();
-    fs::write(bench.mnt().join("dir/file"), "kept").unwrap();
-    bench.unmount();
+    let mut bench = bench_with_directory();
     // What bears no name of the vault hides nothing.
     fs::create_dir(bench.vault().join(".snapshots")).unwrap();
     let output = in_namespace(
@@ -273,10 +279,7 @@ fn a_snapshot_says_what_is_hidden_by_a_mount() {
     if !has(TEST, &["unshare"]) {
         return;
     }
-    let mut bench = Bench::mounted();
-    fs::create_dir(bench.mnt().join("dir")).unwrap();
-    fs::write(bench.mnt().join("dir/file"), "kept").unwrap();
-    bench.unmount();
+    let bench = bench_with_directory();
     let output = in_namespace(
         &bench,
         r#"
