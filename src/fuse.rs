@@ -346,6 +346,8 @@ impl Connection {
             let config = kernel::session_config(options, rings.is_some());
             let session = fuser::Session::from_fd(adapter, mountpoint.device()?, fuser::SessionACL::All, config)
                 .map_err(MountError::Session)?;
+            // Before the first request, which may need it.
+            server.set_notifier(session.notifier());
             // The kernel knows of the rings now, and waits for them: there is no way back to /dev/fuse in this mount.
             let device = mountpoint.device()?;
             let ring_threads = match rings.map(|rings| rings.start(&device, &options.sandbox)).transpose() {
@@ -356,15 +358,12 @@ impl Connection {
             Ok((session, ring_threads))
         };
         match connect() {
-            Ok((session, ring_threads)) => {
-                server.set_notifier(session.notifier());
-                Ok(Connection {
-                    mountpoint,
-                    server,
-                    session,
-                    ring_threads,
-                })
-            }
+            Ok((session, ring_threads)) => Ok(Connection {
+                mountpoint,
+                server,
+                session,
+                ring_threads,
+            }),
             Err(error) => {
                 if !mountpoint.is_gone() {
                     mountpoint.unmount_now();
