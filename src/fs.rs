@@ -30,6 +30,7 @@ use rustix::{
     io::Errno,
 };
 
+pub use acl::ACCESS as ACCESS_LIST;
 pub use attr::{Attr, SetAttr, SetTime, Time};
 pub use directory::NameIn;
 pub use error::FsError;

@@ -18,14 +18,11 @@ use super::{
 };
 use crate::{
     backing::{BackingFile, Entry, Storage},
-    fs::{Attr, FsError},
+    fs::{ACCESS_LIST, Attr, FsError},
 };
 
 /// What the names of attributes begin with that the system goes by, as it does by `security.capability`.
 const PRIVILEGED_NAMESPACES: [&[u8]; 2] = [b"security.", b"trusted."];
-
-/// The attribute that says what each of several users and groups may do, acl(5).
-const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 
 /// Copies a file or a directory out of a vault.
 pub fn export(args: &ExportArgs) -> CliResult {

@@ -6,7 +6,7 @@ use rustix::{fs::FileType, io::Errno};
 
 use crate::{
     backing::{Descent, Dir},
-    vault::tree::DEPTH_MAX,
+    vault::tree::{DEPTH_MAX, is_elsewhere},
 };
 
 /// A name in a directory.
@@ -33,7 +33,7 @@ pub fn each_directory(start: Dir, visit: &mut Visit<'_>) {
                 let below = look_into(&dir, path, visit);
                 descent.enter_later(below);
             }
-            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {}
+            Err(error) if is_elsewhere(&error) => {}
             Err(error) => visit(path, Err(error)),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path, thread, time::Duration};
 
-use fuser::{InitFlags, KernelConfig};
+use fuser::{INodeNo, InitFlags, KernelConfig, Notifier};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::MountOptions;
@@ -16,6 +16,14 @@ pub struct Wanted {
     pub acl: bool,
     /// Requests come over io_uring.
     pub uring: bool,
+}
+
+/// Takes from the kernel what it has of a file's content, which it writes first where that is newer. Waits for these writes, which others must serve.
+pub fn drop_pages(notifier: &Notifier, inode: u64) {
+    if let Err(error) = notifier.inval_inode(INodeNo(inode), 0, 0) {
+        // It has forgotten the inode meanwhile, and with it the pages.
+        log::debug!("pages of inode {inode} stay in the kernel: {error}");
+    }
 }
 
 /// The longest name, in bytes.

@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use fuser::{INodeNo, Notifier};
+use fuser::Notifier;
+
+use super::kernel;
 
 use crate::{
     backing::alarm::{Alarm, since_boot},
@@ -128,10 +130,7 @@ impl<S: Source> Checker<S> {
     /// Takes from the kernel what it has of the files of an epoch.
     fn drop_pages(&self, epoch: Epoch) {
         for inode in self.fs.inodes_of_epoch(epoch) {
-            if let Err(error) = self.notifier.inval_inode(INodeNo(inode), 0, 0) {
-                // It has forgotten the inode meanwhile, and with it the pages.
-                log::debug!("pages of inode {inode} stay in the kernel: {error}");
-            }
+            kernel::drop_pages(&self.notifier, inode);
         }
     }
 }

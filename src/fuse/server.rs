@@ -120,10 +120,8 @@ impl Server {
     /// Has the kernel write what it holds of a file, and waits for it: on a thread that takes no requests, since others must serve these writes.
     pub fn have_kernel_write(&self, ino: u64) {
         // Dropping its pages writes them.
-        if let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0)
-        {
-            log::debug!("pages of inode {ino} stay in the kernel: {error}");
+        if let Some(notifier) = self.notifier.get() {
+            kernel::drop_pages(notifier, ino);
         }
     }
 
@@ -194,14 +192,10 @@ impl Server {
         let Some(notifier) = self.notifier.get().cloned() else {
             return;
         };
-        let drop_pages = move || {
-            if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
-                log::debug!("pages of inode {ino} stay in the kernel: {error}");
-            }
-        };
         if !self.fs.is_open_for_writing(ino) {
-            return drop_pages();
+            return kernel::drop_pages(&notifier, ino);
         }
+        let drop_pages = move || kernel::drop_pages(&notifier, ino);
         if let Err(error) = thread::Builder::new().name("drop".into()).spawn(drop_pages) {
             log::warn!("pages of inode {ino} stay in the kernel: no thread to drop them: {error}");
         }

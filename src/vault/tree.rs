@@ -165,7 +165,7 @@ pub fn walk<E: From<io::Error>>(
 }
 
 /// Tells whether what was to be opened is on another filesystem.
-pub(super) fn is_elsewhere(error: &io::Error) -> bool {
+pub fn is_elsewhere(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::CrossesDevices
 }
 

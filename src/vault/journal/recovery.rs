@@ -52,7 +52,7 @@ pub fn is_needed(vault: &Vault, root: &Dir, copied: bool) -> io::Result<bool> {
 pub fn has_changes(vault: &Vault, root: &Dir, copied: bool) -> io::Result<bool> {
     let mut found = false;
     for name in journals(root)? {
-        let file = root.open_file(&name, true)?;
+        let file = open(root, &name)?;
         let bytes = read(&file)?;
         let Some(header) = header_of(vault, &bytes) else {
             continue;
