@@ -48,6 +48,7 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use check::{Finding, Tally};
+use disk::Backing;
 use system::{Kind, System};
 
 /// Why a run could not go on.
@@ -81,6 +82,9 @@ pub struct Options {
     seed: u64,
     #[arg(long, value_enum, default_value_t = Kind::Hushfs)]
     filesystem: Kind,
+    /// What the vault lies on while the power is cut
+    #[arg(long, value_enum, default_value_t = Backing::Ext4)]
+    backing: Backing,
     /// What the disk writes as one
     #[arg(long, default_value = "4096", value_parser = unit)]
     unit: usize,
@@ -182,8 +186,9 @@ fn run(options: &Options, tally: &mut Tally) -> Result<(), Failure> {
 
 fn report(options: &Options, tally: &Tally, began: Instant) {
     println!(
-        "{:?}, seed {}, {} cuts and {} kills asked for: {} checked in {} s, {} files read, {} with a fault",
+        "{:?} on {:?}, seed {}, {} cuts and {} kills asked for: {} checked in {} s, {} files read, {} with a fault",
         options.filesystem,
+        options.backing,
         options.seed,
         options.cuts,
         options.kills,

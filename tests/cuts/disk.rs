@@ -1,6 +1,7 @@
-//! Loop devices, ext4 on them, and programs that are run for it.
+//! Loop devices, filesystems on them, and programs that are run for it.
 
 use std::{
+    ffi::CStr,
     fs, io,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -8,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::ValueEnum;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::Failure;
@@ -35,13 +37,53 @@ pub fn run(command: &mut Command) -> Result<Output, Failure> {
     )))
 }
 
-/// Makes an image with an empty ext4.
-pub fn make_image(path: &Path) -> Result<(), Failure> {
+/// What the vault lies on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Backing {
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl Backing {
+    /// Returns what makes one of a file.
+    fn make(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Backing::Ext4 => (
+                "mkfs.ext4",
+                &[
+                    "-q",
+                    "-F",
+                    "-N",
+                    "16384",
+                    "-J",
+                    "size=16",
+                    "-E",
+                    "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
+                ],
+            ),
+            Backing::Xfs => ("mkfs.xfs", &["-q", "-f", "-K"]),
+            Backing::Btrfs => ("mkfs.btrfs", &["-q", "-f", "-K", "-m", "single", "-d", "single"]),
+        }
+    }
+
+    /// Returns its name for mount(2), and its options.
+    ///
+    /// Short commits, where they can be had: more of them for cuts to fall between.
+    fn mount(self) -> (&'static str, Option<&'static CStr>) {
+        match self {
+            Backing::Ext4 => ("ext4", Some(c"commit=1")),
+            Backing::Xfs => ("xfs", None),
+            Backing::Btrfs => ("btrfs", Some(c"commit=1")),
+        }
+    }
+}
+
+/// Makes an image with an empty filesystem.
+pub fn make_image(backing: Backing, path: &Path) -> Result<(), Failure> {
     fs::File::create(path)?.set_len(IMAGE_SIZE)?;
-    run(Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-N", "16384", "-J", "size=16"])
-        .args(["-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"])
-        .arg(path))?;
+    let (program, arguments) = backing.make();
+    run(Command::new(program).args(arguments).arg(path))?;
     Ok(())
 }
 
@@ -88,25 +130,25 @@ impl Drop for Loop {
     }
 }
 
-/// An ext4, mounted.
-pub struct Ext4 {
+/// A filesystem, mounted.
+pub struct Disk {
     device: Option<Loop>,
     at: PathBuf,
 }
 
-impl Ext4 {
+impl Disk {
     /// Mounts it, which replays its journal.
-    pub fn mount(image: &Path, at: &Path) -> Result<Self, Failure> {
+    pub fn mount(backing: Backing, image: &Path, at: &Path) -> Result<Self, Failure> {
         let device = Loop::new(image)?;
-        // Short commits: more of them for cuts to fall between.
-        match rustix::mount::mount(&device.device, at, "ext4", MountFlags::NOATIME, Some(c"commit=1")) {
-            Ok(()) => Ok(Ext4 {
+        let (kind, options) = backing.mount();
+        match rustix::mount::mount(&device.device, at, kind, MountFlags::NOATIME, options) {
+            Ok(()) => Ok(Disk {
                 device: Some(device),
                 at: at.to_owned(),
             }),
             Err(error) => {
                 device.remove()?;
-                Err(Failure(format!("ext4 does not mount: {error}")))
+                Err(Failure(format!("{kind} does not mount: {error}")))
             }
         }
     }
@@ -117,7 +159,7 @@ impl Ext4 {
     }
 }
 
-impl Drop for Ext4 {
+impl Drop for Disk {
     fn drop(&mut self) {
         if self.device.is_some() {
             // After an error; the loop device goes with it.

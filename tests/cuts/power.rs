@@ -17,7 +17,7 @@ use crate::{
     Failure, Options,
     check::{self, Finding, Tally},
     device::{Device, Fate, Snapshot},
-    disk::{self, Ext4},
+    disk::{self, Disk},
     history::{Clock, Cut},
     load::Worker,
     system::{Mounted, System},
@@ -73,7 +73,7 @@ pub fn run(options: &Options, system: &System, cuts: usize, tally: &mut Tally) -
     let mut rng = StdRng::seed_from_u64(options.seed);
     let live = Places::new(&options.dir, "live")?;
     let copy = Places::new(&options.dir, "copy")?;
-    disk::make_image(&live.image)?;
+    disk::make_image(options.backing, &live.image)?;
     let end = tally.events + cuts;
     while tally.events < end {
         let count = CUTS_PER_RUN.min(end - tally.events);
@@ -111,7 +111,7 @@ impl Run<'_> {
     fn record(&mut self, count: usize, tally: &mut Tally) -> Result<Vec<Worker>, Failure> {
         let live = self.live;
         let device = Device::new(&live.image, &live.device)?;
-        let disk = Ext4::mount(device.path(), &live.disk)?;
+        let disk = Disk::mount(self.options.backing, device.path(), &live.disk)?;
         let vault = live.vault();
         fs::create_dir(&vault)?;
         self.system.init(&vault)?;
@@ -248,7 +248,7 @@ fn check_cut(
 ) -> Result<(), Failure> {
     let faults = tally.faults();
     moment.snapshot.store(&copy.image)?;
-    let disk = Ext4::mount(&copy.image, &copy.disk)?;
+    let disk = Disk::mount(options.backing, &copy.image, &copy.disk)?;
     let expected = workers
         .iter()
         .map(|worker| (worker.name.as_str(), worker.expected(moment.cut)));
