@@ -8,6 +8,7 @@ mod attr;
 mod directory;
 mod error;
 mod file;
+mod late;
 mod leftovers;
 mod listing;
 mod node;
@@ -41,6 +42,7 @@ pub use node::{Node, ROOT};
 pub use record::Watch;
 
 use self::{
+    late::Late,
     leftovers::Unused,
     listing::Listing,
     node::{DirectoryState, Link, NodeTable, Remains, node_id},
@@ -143,6 +145,8 @@ pub struct Fs {
     removed_files: Mutex<LruCache<u64, Arc<Node>>>,
     /// Headers that may have no use any more, and wait for a look at their directories.
     unused_headers: Mutex<Vec<Unused>>,
+    /// What waits to be removed, where changes of names may reach the disk in another order.
+    late: Option<Late>,
     /// When a file's last name was last removed: what it took may not be free yet.
     removed_at: Mutex<Option<Instant>>,
     /// Listings under way, by the directory's node number and where they go on.
@@ -178,6 +182,7 @@ impl Fs {
         }
         let device = root_dir.stat_self()?.st_dev;
         let syncs_at_once = root_dir.can_sync_filesystem();
+        let late = (!root_dir.keeps_order()).then(Late::default);
         let journal = if options.journal && !options.read_only {
             let home = Box::new(InVault::new(root_dir.open_dir(".")?));
             let files_max = options.cached_descriptors;
@@ -202,6 +207,7 @@ impl Fs {
             idle_files: Mutex::new(LruCache::new(capacity)),
             removed_files: Mutex::new(LruCache::new(capacity)),
             unused_headers: Mutex::default(),
+            late,
             removed_at: Mutex::default(),
             listings: Mutex::new(LruCache::new(LISTINGS_MAX)),
             seal_queue: SealQueue::new(options.cached_descriptors),
@@ -719,7 +725,7 @@ impl Fs {
         if let Some(journal) = &self.journal {
             journal.let_go_of_removed();
         }
-        let mut was_freed = self.drop_unused_headers(true);
+        let mut was_freed = self.remove_late() | self.drop_unused_headers(true);
         loop {
             let Some((_, node)) = self.removed_files.lock().pop_lru() else {
                 return was_freed;

@@ -379,19 +379,97 @@ fn a_full_disk_loses_nothing_that_was_synced() {
 
 /// Makes an ext4 of so many megabytes.
 fn ext4(megabytes: u64) -> (SmallDisk, TempDir) {
+    disk("mkfs.ext4", megabytes)
+}
+
+/// Makes a filesystem by this program, of so many megabytes, and mounts it.
+fn disk(mkfs: &str, megabytes: u64) -> (SmallDisk, TempDir) {
     let (dir, image) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let image = image.path().join("image");
     fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
-    for mut command in [Command::new("mkfs.ext4"), Command::new("mount")] {
+    for mut command in [Command::new(mkfs), Command::new("mount")] {
+        let options: &[&str] = match command.get_program().to_str() {
+            Some("mount") => &["-o", "loop"],
+            Some("mkfs.ext4") => &["-q", "-F"],
+            _ => &["-q"],
+        };
         let is_mount = command.get_program() == "mount";
-        command
-            .args(if is_mount { ["-o", "loop"] } else { ["-q", "-F"] })
-            .arg(&image)
-            .args(is_mount.then_some(dir.path()));
+        command.args(options).arg(&image).args(is_mount.then_some(dir.path()));
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     (SmallDisk(dir.path().to_owned()), dir)
+}
+
+#[test]
+fn on_btrfs_nothing_goes_that_a_name_may_still_need_after_a_power_cut() {
+    let test = "on_btrfs_nothing_goes_that_a_name_may_still_need_after_a_power_cut";
+    if !has(test, &["mount", "mkfs.btrfs"]) {
+        return;
+    }
+    if !fs::read_to_string("/proc/filesystems").unwrap().contains("\tbtrfs\n") {
+        // Nothing that could be installed.
+        eprintln!("SKIPPED: {test}: this kernel has no Btrfs");
+        return;
+    }
+    let (_disk, dir) = disk("mkfs.btrfs", 128);
+    let mut bench = Bench::in_dir(dir, &[]);
+    bench.mount(&[]);
+    let mnt = bench.mnt();
+    let (long, target) = ("n".repeat(250), "t".repeat(2000));
+    for directory in ["a", "b"] {
+        fs::create_dir(mnt.join(directory)).unwrap();
+    }
+    // In the directories `a` and `b`.
+    let own_files = |bench: &Bench| {
+        let entries = |directory: &Path| fs::read_dir(directory).unwrap().map(Result::unwrap);
+        let inside = entries(&bench.vault())
+            .filter(|entry| entry.file_type().unwrap().is_dir())
+            .flat_map(|directory| entries(&directory.path()));
+        let names = inside.map(|entry| entry.file_name().into_string().unwrap());
+        names
+            .filter(|name| name.ends_with(".hush") && name != "dir.hush")
+            .count()
+    };
+    for name in ["removed", "moved", "there and back", &long] {
+        fs::write(mnt.join("a").join(name), name).unwrap();
+    }
+    std::os::unix::fs::symlink(&target, mnt.join("a/link")).unwrap();
+    rustix::fs::syncfs(fs::File::open(bench.vault()).unwrap()).unwrap();
+    bench.remount();
+    // Headers, and the files of the long name and of the long target.
+    assert_eq!(own_files(&bench), 4 + 1 + 1);
+    fs::remove_file(mnt.join("a/removed")).unwrap();
+    fs::remove_file(mnt.join("a/link")).unwrap();
+    fs::rename(mnt.join("a/moved"), mnt.join("b/moved")).unwrap();
+    fs::rename(mnt.join("a/there and back"), mnt.join("b/there and back")).unwrap();
+    fs::rename(mnt.join("b/there and back"), mnt.join("a/there and back")).unwrap();
+    fs::rename(mnt.join("a").join(&long), mnt.join("a/short")).unwrap();
+    fs::rename(mnt.join("a/short"), mnt.join("a").join(&long)).unwrap();
+    // Whatever of these changes is lost, each name has what it needs: in `a` all that was there, in `b` two headers more.
+    assert_eq!(
+        own_files(&bench),
+        6 + 2,
+        "something went before it could be known that nothing needs it"
+    );
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while own_files(&bench) > 3 + 1 {
+        assert!(Instant::now() < deadline, "{} files stay", own_files(&bench));
+        thread::sleep(Duration::from_millis(100));
+    }
+    bench.remount();
+    for (directory, name) in [("b", "moved"), ("a", "there and back"), ("a", &*long)] {
+        assert_eq!(fs::read_to_string(mnt.join(directory).join(name)).unwrap(), name);
+    }
+    // What waits at the end goes then.
+    fs::remove_file(mnt.join("b/moved")).unwrap();
+    fs::remove_dir(mnt.join("b")).unwrap();
+    fs::remove_file(mnt.join("a").join(&long)).unwrap();
+    bench.unmount();
+    assert_eq!(own_files(&bench), 1);
+    let fsck = bench.run("fsck", &["--json"]);
+    assert!(fsck.status.success(), "{}", String::from_utf8_lossy(&fsck.stdout));
+    assert!(!String::from_utf8_lossy(&fsck.stdout).contains("\"finding\""));
 }
 
 #[test]

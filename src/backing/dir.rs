@@ -216,6 +216,13 @@ impl Dir {
         Ok(DISK_FILESYSTEMS.contains(&(fs::fstatfs(&self.fd)?.f_type as u32)))
     }
 
+    /// Tells whether changes of names are on disk in the order in which they were made, also where some are synced.
+    ///
+    /// Not on Btrfs: what fsync(2) of a file writes to the tree log may have a name gone, and in the same directory one there that went before it.
+    pub fn keeps_order(&self) -> bool {
+        !fs::fstatfs(&self.fd).is_ok_and(|stat| stat.f_type as u32 == libc::BTRFS_SUPER_MAGIC as u32)
+    }
+
     /// Reads a small file whole; nothing when it does not exist.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use rustix::fs::{FileType, RenameFlags, Stat, Timespec};
 use super::{
     Caller, Found, Fs, FsError, FsResult, Leftovers, OpenDirectory,
     file::InUse,
+    late::Needless,
     leftovers::{Gone, GoneFile, How},
     node::{Absent, Link, Node, Remains, node_id},
     xattr::Birth,
@@ -109,6 +110,7 @@ impl Fs {
         let disk = directory.keys().seal_name(name);
         if let Some(sealed) = &disk.long {
             let (file, bytes) = (disk.long_name_file(), name::encode_long_name(sealed));
+            self.keep(&directory.node, &file);
             // What a crash left of one may be empty.
             let known = directory.dir.read_small(&file, bytes.len());
             if !known.is_ok_and(|known| known.is_some_and(|known| known == bytes)) {
@@ -123,15 +125,20 @@ impl Fs {
         Ok(disk)
     }
 
-    /// Removes the long-name file of an entry that is gone, unless a sync tool's copy of it needs that, or the entry where the copy is gone.
+    /// Removes the long-name file of an entry that is gone.
     fn drop_long_name(&self, directory: &OpenDirectory, entry: &str) {
         let base = match name::shape(entry.as_bytes()) {
             Shape::Long => entry.to_owned(),
             Shape::Conflict(base, _) if name::shape(base.as_bytes()) == Shape::Long => base,
             _ => return,
         };
+        self.remove_in_order(directory, Needless::LongName(base));
+    }
+
+    /// Removes the long-name file of an entry that is gone, or of which a sync tool's copy is, unless such a copy or the entry needs it.
+    pub(super) fn remove_long_name(&self, directory: &OpenDirectory, base: &str) {
         // As with headers: on another machine the entry may go on.
-        if self.options.shared || directory.dir.stat(&base).is_ok() {
+        if self.options.shared || directory.dir.stat(base).is_ok() {
             return;
         }
         let is_other =
@@ -140,12 +147,17 @@ impl Fs {
             .conflicts(directory)
             .is_ok_and(|copies| copies.iter().all(is_other))
         {
-            let _ = directory.dir.unlink(&name::long_name_file(&base));
+            let _ = directory.dir.unlink(&name::long_name_file(base));
         }
     }
 
-    /// Removes from a directory the file of a long target whose link is gone from it, unless a copy of the link needs that.
+    /// Removes the file of a long target whose link is gone from a directory.
     fn drop_link_file(&self, directory: &OpenDirectory, link: FileId) {
+        self.remove_in_order(directory, Needless::LinkFile(link));
+    }
+
+    /// Removes from a directory the file of a long target whose link is gone from it, unless a copy of the link needs that.
+    pub(super) fn remove_link_file(&self, directory: &OpenDirectory, link: FileId) {
         // As with headers: on another machine the link may go on.
         if self.options.shared {
             return;
@@ -663,7 +675,7 @@ impl Fs {
             self.note_change(&node);
             admitted?;
         } else if elsewhere {
-            self.copy_link_file(&dir, &at.disk, &target.dir)?;
+            self.copy_link_file(&dir, &at.disk, &target)?;
         }
         dir.link(&at.disk, &target.dir, &disk.entry)?;
         let stat = target.dir.stat(&disk.entry);
@@ -707,6 +719,7 @@ impl Fs {
             .vault
             .load_header(&dir, self.keys(&at.parent)?.id, id)
             .map_err(in_vault)?;
+        self.keep(&to.node, &name::header_file(id));
         let stored = match self.vault.load_header(&to.dir, to.keys().id, id) {
             Ok(_) => to.dir.open_file(&name::header_file(id), false)?,
             Err(_) => {
@@ -726,15 +739,16 @@ impl Fs {
     }
 
     /// Copies the file of a long target into another directory, durably, unless another name of the link has it there.
-    fn copy_link_file(&self, from: &Dir, disk: &str, to: &Dir) -> FsResult<()> {
+    fn copy_link_file(&self, from: &Dir, disk: &str, to: &OpenDirectory) -> FsResult<()> {
         let stat = from.stat(disk)?;
         if let Some(id) = Self::link_file_of(from, disk, &stat) {
             let file = name::link_file(id);
+            self.keep(&to.node, &file);
             let bytes = from.read_small(&file, LINK_FILE_MAX)?;
-            match (bytes, to.read_small(&file, LINK_FILE_MAX)) {
+            match (bytes, to.dir.read_small(&file, LINK_FILE_MAX)) {
                 (None, _) => {}
-                (Some(bytes), Ok(Some(there))) if bytes == there => to.open_file(&file, false)?.sync_all()?,
-                (Some(bytes), _) => to.write_small(&file, &bytes)?.sync_all()?,
+                (Some(bytes), Ok(Some(there))) if bytes == there => to.dir.open_file(&file, false)?.sync_all()?,
+                (Some(bytes), _) => to.dir.write_small(&file, &bytes)?.sync_all()?,
             }
         }
         Ok(())
@@ -1024,7 +1038,7 @@ impl Fs {
                 Ok(Some(file.clone()))
             }
             FileType::Symlink if elsewhere => {
-                self.copy_link_file(&from.dir, disk, &to.dir)?;
+                self.copy_link_file(&from.dir, disk, to)?;
                 Ok(None)
             }
             _ => Ok(None),

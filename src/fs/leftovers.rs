@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 
-use super::{Fs, FsResult, Node, OpenDirectory, directory::is_copy};
+use super::{Fs, FsResult, Node, OpenDirectory, directory::is_copy, late::Needless};
 use crate::{
     backing::{BackingFile, Dir},
     format::name::{self, Shape},
@@ -144,6 +144,13 @@ impl Drop for Arriving<'_> {
     }
 }
 
+impl Unused {
+    /// Returns the file's id, which is the header's.
+    pub(super) fn id(&self) -> FileId {
+        self.id
+    }
+}
+
 impl Fs {
     /// Removes headers that an operation left without a use.
     ///
@@ -166,7 +173,7 @@ impl Fs {
         }
         let directory = gone.directory.clone();
         match self.header_of(gone) {
-            Some((unused, true)) => self.drop_own(&unused, &directory),
+            Some((unused, true)) => self.remove_in_order(&directory, Needless::Header(unused)),
             Some((unused, false)) => self.unused_headers.lock().push(unused),
             None => {}
         }
@@ -217,7 +224,7 @@ impl Fs {
     }
 
     /// Removes a header that was made for the file that is gone, unless a sync tool's copy needs it.
-    fn drop_own(&self, unused: &Unused, directory: &OpenDirectory) {
+    pub(super) fn drop_own(&self, unused: &Unused, directory: &OpenDirectory) {
         let is_other =
             |copy: &String| matches!(Self::id_on_disk(&directory.dir, copy), Ok(id) if id != Some(unused.id));
         if self
@@ -239,7 +246,7 @@ impl Fs {
         }
     }
 
-    fn record_gone(&self, unused: &Unused) {
+    pub(super) fn record_gone(&self, unused: &Unused) {
         match (&unused.unopened, unused.directory.keys()) {
             _ if unused.lives_on => {}
             (None, _) => self.record_removal(unused.id),
@@ -286,6 +293,9 @@ impl Fs {
         match self.look(node, &unused, now) {
             Ok(Look::Ids(directory, needed, arrived)) => {
                 unused.retain(|unused| !needed.contains(&unused.id));
+                if self.late.is_some() && self.root_dir.sync_filesystem().is_err() {
+                    return unused;
+                }
                 let arrivals = &directory.state().arrivals;
                 unused.retain(|unused| !arrivals.unless_more(arrived, || self.remove_header(unused, &directory)));
                 return unused;

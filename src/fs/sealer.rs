@@ -208,6 +208,7 @@ impl Fs {
             // Those whose key may be used again, also where nobody said so.
             self.seal_queue.unpark_those(|node| !self.is_refused(node));
             failed = self.seal_due(false).is_err();
+            self.remove_late();
             self.drop_unused_headers(false);
             self.write_record_if_due();
             self.give_back_memory();
@@ -234,6 +235,7 @@ impl Fs {
 
     /// Seals all files that were changed; for the end of a mount, when nothing changes them any more.
     pub fn seal_all(&self) {
+        self.remove_late();
         self.drop_unused_headers(true);
         self.give_up_unused_headers();
         self.seal_queue.unpark();
