@@ -137,6 +137,13 @@ pub enum MountError {
     NoUring(io::Error),
 }
 
+impl MountError {
+    /// Tells whether nothing was unmounted because it is not mounted.
+    fn is_not_mounted(&self) -> bool {
+        matches!(self, MountError::MountpointUnusable { source, .. } if source.raw_os_error() == Some(libc::EINVAL))
+    }
+}
+
 impl fmt::Display for MountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -236,6 +243,9 @@ where
         session,
         ring_threads,
     } = connection?;
+    let unmounter = &options.unmounter;
+    unmounter.set_device(mountpoint.number().clone());
+    let failed = |error| leave(&mountpoint, unmounter, error);
     kernel::tune(mountpoint.path());
     let stay_awake = match options.stay_awake {
         StayAwake::Auto => ring_threads.is_some() && awake::helps(),
@@ -244,7 +254,6 @@ where
     };
     // Files of the system were read. This thread and those to come; the ones that are there have entered.
     options.sandbox.enter_thread();
-    let unmounter = &options.unmounter;
     if stay_awake {
         match Wakefulness::new() {
             Ok(awake) => server.set_awake(awake),
@@ -257,24 +266,31 @@ where
         thread::Builder::new()
             .name("sealer".into())
             .spawn(move || fs.run_sealer())
-    };
+    }
+    .map_err(failed)?;
     let journal = {
         let fs = fs.clone();
         thread::Builder::new()
             .name("journal".into())
             .spawn(move || fs.run_journal())
-    };
-    let keys = KeyChecks::start(keeper, fs.clone(), session.notifier()).map_err(MountError::Session)?;
+    }
+    .map_err(failed)?;
+    let keys = KeyChecks::start(keeper, fs.clone(), session.notifier()).map_err(failed)?;
     if let Some(idle) = options.idle {
         let (unmounter, server) = (unmounter.clone(), server.clone());
         let unmount_when_idle = move || {
             loop {
                 thread::sleep(IDLE_CHECK);
-                // Refused while a file or directory is in use: then it is not idle.
-                if server.idle_for() >= idle && unmounter.unmount(false).is_ok() {
-                    log::info!("unmounted after {} without use", humantime::format_duration(idle));
-                    return;
+                if server.idle_for() < idle {
+                    continue;
                 }
+                match unmounter.unmount(false) {
+                    Ok(()) => log::info!("unmounted after {} without use", humantime::format_duration(idle)),
+                    Err(error) if error.is_not_mounted() => {}
+                    // A file or directory is in use: then it is not idle.
+                    Err(_) => continue,
+                }
+                return;
             }
         };
         // Without the thread the mount works, it only stays.
@@ -290,10 +306,11 @@ where
         thread::Builder::new()
             .name("signals".into())
             .spawn(move || serve_signals(signals, &unmounter, &keys, &terminal))
-    };
+    }
+    .map_err(failed)?;
     // All threads but those of the session are there, and have done what only their start needs.
     options.sandbox.enter_process();
-    let served = session.run();
+    let served = session.run().map_err(failed);
     if let Some(threads) = ring_threads {
         threads.join();
     }
@@ -303,7 +320,7 @@ where
         records.finish();
     }
     fs.stop_sealer();
-    for thread in [sealer, journal, on_signal].into_iter().flatten() {
+    for thread in [sealer, journal, on_signal] {
         if thread.join().is_err() {
             log::error!("a background thread failed");
         }
@@ -312,7 +329,17 @@ where
         fs.seal_all();
     }
     fs.finish_record();
-    served.map_err(MountError::Session)
+    served
+}
+
+/// Ends a mount that cannot be served, unless it was ended; returns why.
+fn leave(mountpoint: &Mountpoint, unmounter: &Unmounter, why: io::Error) -> MountError {
+    if !mountpoint.is_gone()
+        && let Err(error) = unmounter.unmount(true)
+    {
+        log::error!("{} stays mounted: {error}", unmounter.path().display());
+    }
+    MountError::Session(why)
 }
 
 /// A mount that the kernel sends requests to.
@@ -424,15 +451,16 @@ fn serve_signals(mut signals: Signals, unmounter: &Unmounter, keys: &KeyChecks, 
             continue;
         }
         log::info!("unmounting on signal {signal}");
-        if unmounter.unmount(false).is_ok() {
-            return;
-        }
-        log::warn!(
-            "{} is in use: detached, and served until its last user is gone",
-            unmounter.path().display()
-        );
-        if let Err(error) = unmounter.unmount(true) {
-            log::error!("{error}");
+        let path = unmounter.path().display();
+        match unmounter.unmount(false) {
+            Ok(()) => return,
+            Err(error) if error.is_not_mounted() => {
+                log::warn!("not mounted on {path} any more: served until its last user is gone");
+            }
+            Err(_) => match unmounter.unmount(true) {
+                Ok(()) => log::warn!("{path} is in use: detached, and served until its last user is gone"),
+                Err(error) => log::error!("{path} stays mounted: {error}"),
+            },
         }
     }
 }

@@ -320,11 +320,15 @@ fn an_overlay_of_two_filesystems_is_refused() {
 }
 
 /// A small filesystem, unmounted at the end.
-struct SmallDisk(PathBuf);
+struct SmallDisk {
+    at: PathBuf,
+    /// Where its image lies, if it has one.
+    images: Option<TempDir>,
+}
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }
 
@@ -341,7 +345,10 @@ fn a_full_disk_loses_nothing_that_was_synced() {
         .unwrap();
     assert!(mount.success());
     // Declared first, so that it goes last.
-    let _disk = SmallDisk(dir.path().to_owned());
+    let _disk = SmallDisk {
+        at: dir.path().to_owned(),
+        images: None,
+    };
     let mut bench = Bench::in_dir(dir, &[]);
     bench.mount(&[]);
     let mnt = bench.mnt();
@@ -377,6 +384,9 @@ fn a_full_disk_loses_nothing_that_was_synced() {
     assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
 }
 
+/// The file that is a disk.
+const IMAGE: &str = "image";
+
 /// Makes an ext4 of so many megabytes.
 fn ext4(megabytes: u64) -> (SmallDisk, TempDir) {
     disk("mkfs.ext4", megabytes)
@@ -384,8 +394,8 @@ fn ext4(megabytes: u64) -> (SmallDisk, TempDir) {
 
 /// Makes a filesystem by this program, of so many megabytes, and mounts it.
 fn disk(mkfs: &str, megabytes: u64) -> (SmallDisk, TempDir) {
-    let (dir, image) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let image = image.path().join("image");
+    let (dir, images) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let image = images.path().join(IMAGE);
     fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
     for mut command in [Command::new(mkfs), Command::new("mount")] {
         let options: &[&str] = match command.get_program().to_str() {
@@ -398,7 +408,55 @@ fn disk(mkfs: &str, megabytes: u64) -> (SmallDisk, TempDir) {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    (SmallDisk(dir.path().to_owned()), dir)
+    let at = dir.path().to_owned();
+    let images = Some(images);
+    (SmallDisk { at, images }, dir)
+}
+
+#[test]
+fn what_was_changed_is_on_disk_when_a_vault_is_unmounted() {
+    if !has(
+        "what_was_changed_is_on_disk_when_a_vault_is_unmounted",
+        &["mount", "mkfs.ext4"],
+    ) {
+        return;
+    }
+    let (disk, dir) = ext4(24);
+    let mut bench = Bench::in_dir(dir, &[]);
+    bench.mount(&[]);
+    fs::write(bench.mnt().join("goes"), b"").unwrap();
+    bench.remount();
+    fs::create_dir(bench.mnt().join("directory")).unwrap();
+    fs::remove_file(bench.mnt().join("goes")).unwrap();
+    bench.unmount();
+    // What a power cut leaves now.
+    let cut = TempDir::new().unwrap();
+    let image = cut.path().join(IMAGE);
+    fs::copy(disk.images.as_ref().unwrap().path().join(IMAGE), &image).unwrap();
+    let left = TempDir::new().unwrap();
+    let output = Command::new("mount")
+        .args(["-o", "loop"])
+        .arg(&image)
+        .arg(left.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let _left = SmallDisk {
+        at: left.path().to_owned(),
+        images: Some(cut),
+    };
+    let names = Command::new(HUSHFS)
+        .args(["ls", "--passfile"])
+        .arg(bench.passfile())
+        .arg(left.path().join("vault"))
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&names.stdout),
+        "directory\n",
+        "{}",
+        String::from_utf8_lossy(&names.stderr)
+    );
 }
 
 #[test]

@@ -254,6 +254,10 @@ impl Fs {
         {
             log::error!("the journal stays for the next mount: {error}");
         }
+        // Names, times and modes, which nothing else has synced.
+        if let Err(error) = self.root_dir.sync_filesystem() {
+            log::error!("what was changed last may not be on disk: {error}");
+        }
     }
 
     /// Has files sealed whose keys may be used again.

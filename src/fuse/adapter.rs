@@ -88,8 +88,9 @@ impl Adapter {
             return self.serve(request, ino, operation, slot);
         }
         let (server, asks) = (self.server.clone(), self.asks.clone());
+        let job = operation.job();
         let (asked, reply) = (asked(request, ino, 0, operation), self.reply(slot));
-        self.slow.run(move || {
+        self.slow.run(job, move || {
             if after_writes {
                 server.have_kernel_write(asked.ino);
             }

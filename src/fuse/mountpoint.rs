@@ -21,6 +21,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::{AtFlags, CWD, StatxFlags, statx},
     mount::{MountFlags, UnmountFlags},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
 };
@@ -65,6 +66,7 @@ pub fn is_kernel_option(option: &str) -> bool {
 /// A mount made by this process, and the connection to the kernel that serves it.
 pub struct Mountpoint {
     path: PathBuf,
+    number: DeviceNumber,
     device: OwnedFd,
 }
 
@@ -82,12 +84,18 @@ impl Mountpoint {
             check_device()?;
             mount_with_fusermount(&path, options)?
         };
-        Ok(Mountpoint { path, device })
+        let number = DeviceNumber::at(&path).map_err(|source| unusable(&path, source))?;
+        Ok(Mountpoint { path, number, device })
     }
 
     /// Returns where it is, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the number of the filesystem's device.
+    pub fn number(&self) -> &DeviceNumber {
+        &self.number
     }
 
     /// Returns the connection to the kernel.
@@ -104,7 +112,7 @@ impl Mountpoint {
 
     /// Unmounts what could not be served.
     pub fn unmount_now(&self) {
-        if let Err(error) = unmount(&self.path, true) {
+        if let Err(error) = unmount_device(&self.number, &self.path, true) {
             log::error!("{error}");
         }
     }
@@ -180,6 +188,7 @@ fn is_mounted(canonical: &Path) -> bool {
 
 /// A line of the mount table, as far as it matters here. Names in it are bytes, whoever mounted what.
 struct MountLine<'l> {
+    device: &'l [u8],
     mountpoint: Vec<u8>,
     options: &'l [u8],
     kind: &'l [u8],
@@ -194,10 +203,12 @@ impl<'l> MountLine<'l> {
     /// Takes a line apart as proc_pid_mountinfo(5) has it: how many fields stand before the separator differs.
     fn parse(line: &'l [u8]) -> Option<Self> {
         let mut fields = line.split(|&byte| byte == b' ');
-        let mut front = fields.by_ref().take_while(|field| *field != b"-").skip(4);
+        let mut front = fields.by_ref().take_while(|field| *field != b"-").skip(2);
+        let (device, _root) = (front.next()?, front.next()?);
         let (mountpoint, options) = (front.next()?, front.next()?);
         front.for_each(drop);
         Some(MountLine {
+            device,
             mountpoint: unescape(mountpoint),
             options,
             kind: fields.next()?,
@@ -347,7 +358,59 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Unmounts; `lazy` detaches a mount that is in use.
+/// The number of a mounted filesystem's device, as the mount table has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceNumber(String);
+
+impl DeviceNumber {
+    /// Returns that of what is mounted at a path, without asking the filesystem, which need not be served yet.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let stat = statx(CWD, path, flags, StatxFlags::empty())?;
+        Ok(DeviceNumber(format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor)))
+    }
+
+    /// Returns what is asked of another process.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// Takes what was asked.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        DeviceNumber(String::from_utf8_lossy(bytes).into_owned())
+    }
+}
+
+/// Unmounts a filesystem, at this path or where the directories above it were renamed to; `lazy` detaches it if it is in use.
+///
+/// # Errors
+///
+/// EINVAL where it is not mounted any more, whatever is mounted at the path now; EBUSY where something is mounted over it; what umount(2) gives, or
+/// fusermount3's words.
+pub fn unmount_device(device: &DeviceNumber, path: &Path, lazy: bool) -> Result<(), MountError> {
+    let refused = |errno| unusable(path, io::Error::from_raw_os_error(errno));
+    let table = fs::read(MOUNT_TABLE).map_err(|source| unusable(path, source))?;
+    let at = find_device(&table, device, path).map_err(refused)?;
+    unmount(&at, lazy)
+}
+
+/// Finds where a filesystem is mounted, with nothing mounted over it; at this path, if it is mounted more than once.
+fn find_device(table: &[u8], device: &DeviceNumber, path: &Path) -> Result<PathBuf, i32> {
+    let path = path.as_os_str().as_bytes();
+    let mounted = lines(table).filter(|line| line.device == device.as_bytes());
+    let at = mounted
+        .map(|line| line.mountpoint)
+        .max_by_key(|mountpoint| mountpoint == path)
+        .ok_or(libc::EINVAL)?;
+    // The last one is on top.
+    let top = lines(table).rfind(|line| line.mountpoint == at);
+    match top.is_some_and(|line| line.device == device.as_bytes()) {
+        true => Ok(OsString::from_vec(at).into()),
+        false => Err(libc::EBUSY),
+    }
+}
+
+/// Unmounts what is mounted at a path; `lazy` detaches a mount that is in use.
 pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
     if rustix::process::geteuid().is_root() {
         let flags = if lazy {
@@ -396,6 +459,26 @@ mod tests {
         assert_eq!((line.options, line.kind), (&b"ro,nosuid"[..], &b"fuse.hushfs"[..]));
         assert_eq!(line.source, b"/srv/the vault");
         assert!(MountLine::parse(b"98 29").is_none());
+    }
+
+    #[test]
+    fn a_filesystem_is_found_where_it_is_and_never_another() {
+        let table = b"\
+            90 29 0:50 / /mnt/a rw - fuse.hushfs vault rw\n\
+            91 29 0:51 / /mnt/b rw - tmpfs none rw\n\
+            92 29 0:52 / /mnt/b rw - fuse.hushfs other rw\n\
+            93 29 0:50 / /mnt/bind rw - fuse.hushfs vault rw\n\
+            94 29 0:53 / /mnt/c rw - fuse.hushfs covered rw\n\
+            95 29 0:54 / /mnt/c rw - tmpfs none rw\n";
+        let find = |device: &str, path| find_device(table, &DeviceNumber(device.to_owned()), Path::new(path));
+        assert_eq!(find("0:50", "/mnt/a"), Ok("/mnt/a".into()));
+        assert_eq!(find("0:50", "/mnt/bind"), Ok("/mnt/bind".into()));
+        assert_eq!(find("0:52", "/mnt/renamed"), Ok("/mnt/b".into()));
+        // Something is mounted over it.
+        assert_eq!(find("0:51", "/mnt/b"), Err(libc::EBUSY));
+        assert_eq!(find("0:53", "/mnt/c"), Err(libc::EBUSY));
+        // Another took its place.
+        assert_eq!(find("0:99", "/mnt/a"), Err(libc::EINVAL));
     }
 
     #[test]

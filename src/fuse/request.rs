@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustix::fs::StatVfs;
 
+use super::pool::Job;
 use crate::{
     fs::{Attr, Caller, Found, Listed, ListedPlus, NameIn, SetAttr},
     vault::own_keys::Ask,
@@ -114,6 +115,14 @@ impl Operation<'_> {
             | Operation::CopyRange { .. } => true,
             Operation::SetAttr(changes) => changes.size.is_some_and(|size| size > SLOW_SIZE_CHANGE),
             _ => false,
+        }
+    }
+
+    /// Returns what it is for those that may wait on the disk.
+    pub fn job(&self) -> Job {
+        match self {
+            Operation::Sync { .. } | Operation::SyncDirectory => Job::Sync,
+            _ => Job::Long,
         }
     }
 

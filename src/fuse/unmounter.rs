@@ -10,6 +10,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use parking_lot::Mutex;
@@ -20,7 +21,7 @@ use rustix::{
 
 use super::{
     MountError,
-    mountpoint::{self, unusable},
+    mountpoint::{self, DeviceNumber, unusable},
 };
 use crate::sandbox;
 
@@ -31,10 +32,15 @@ const READY: u8 = b'r';
 const UNMOUNT: u8 = b'u';
 const DETACH: u8 = b'd';
 
+/// One of these, and the number of the device, which is two of 32 bits at most, filled up with zeros.
+const QUESTION_SIZE: usize = 1 + 24;
+
 /// Unmounts one mountpoint.
 #[derive(Debug)]
 pub struct Unmounter {
     path: PathBuf,
+    /// What is mounted there, once it is.
+    device: OnceLock<DeviceNumber>,
     /// The process that does it; none where this one can.
     helper: Option<Helper>,
 }
@@ -49,7 +55,11 @@ struct Helper {
 impl Unmounter {
     /// One for a process that gives nothing up.
     pub fn of_own(path: PathBuf) -> Self {
-        Unmounter { path, helper: None }
+        Unmounter {
+            path,
+            device: OnceLock::new(),
+            helper: None,
+        }
     }
 
     /// Starts a process that unmounts for this one, which must have one thread. When this returns, it can be asked, and has let go of what is not its own.
@@ -77,7 +87,11 @@ impl Unmounter {
                     socket: Mutex::new(Some(ours)),
                 });
                 // With an error, dropping this waits for the end of the process.
-                let unmounter = Unmounter { path, helper };
+                let unmounter = Unmounter {
+                    path,
+                    device: OnceLock::new(),
+                    helper,
+                };
                 ready.map(|()| unmounter)
             }
         }
@@ -88,25 +102,39 @@ impl Unmounter {
         &self.path
     }
 
+    /// Notes what is mounted: nothing else will be unmounted.
+    pub fn set_device(&self, device: DeviceNumber) {
+        self.device.get_or_init(|| device);
+    }
+
     /// Unmounts; `lazy` detaches a mount that is in use.
     ///
     /// # Errors
     ///
-    /// What umount(2) gives, or fusermount3's words.
+    /// EINVAL before something was mounted, or where it is no longer; EBUSY where something is mounted over it; what umount(2) gives, or fusermount3's
+    /// words.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
+        let refused = |source| unusable(&self.path, source);
+        let Some(device) = self.device.get() else {
+            return Err(refused(io::Error::from_raw_os_error(libc::EINVAL)));
+        };
         match &self.helper {
-            None => mountpoint::unmount(&self.path, lazy),
-            Some(helper) => helper.ask(lazy).map_err(|source| unusable(&self.path, source)),
+            None => mountpoint::unmount_device(device, &self.path, lazy),
+            Some(helper) => helper.ask(lazy, device).map_err(refused),
         }
     }
 }
 
 impl Helper {
-    fn ask(&self, lazy: bool) -> io::Result<()> {
+    fn ask(&self, lazy: bool, device: &DeviceNumber) -> io::Result<()> {
         let socket = self.socket.lock();
         let mut socket = socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut answer = [0; 4];
-        socket.write_all(&[if lazy { DETACH } else { UNMOUNT }])?;
+        let number = device.as_bytes();
+        let mut question = [0; QUESTION_SIZE];
+        question[0] = if lazy { DETACH } else { UNMOUNT };
+        question[1..][..number.len()].copy_from_slice(number);
+        socket.write_all(&question)?;
         socket.read_exact(&mut answer)?;
         match i32::from_ne_bytes(answer) {
             0 => Ok(()),
@@ -130,10 +158,12 @@ fn serve(mut socket: UnixStream, path: &Path) {
     if socket.write_all(&[READY]).is_err() {
         return;
     }
-    let mut question = [0];
+    let mut question = [0; QUESTION_SIZE];
     // It ends when the other end is closed, however that came about.
     while socket.read_exact(&mut question).is_ok() {
-        let errno = match mountpoint::unmount(path, question[0] == DETACH) {
+        let number = question[1..].split(|&byte| byte == 0).next().unwrap_or_default();
+        let device = DeviceNumber::from_bytes(number);
+        let errno = match mountpoint::unmount_device(&device, path, question[0] == DETACH) {
             Ok(()) => 0,
             Err(MountError::MountpointUnusable { source, .. }) => source.raw_os_error().unwrap_or(libc::EIO),
             Err(_) => libc::EPERM,

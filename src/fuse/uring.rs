@@ -35,7 +35,13 @@ use self::{
     wire::{Writer, decode},
     worker::{Jobs, Worker},
 };
-use super::{asks::Asks, kernel, pool::Pool, request::Asked, server::Server};
+use super::{
+    asks::Asks,
+    kernel,
+    pool::{Job, Pool},
+    request::Asked,
+    server::Server,
+};
 use crate::{sandbox::Sandbox, vault::own_keys::Ask};
 
 /// Requests under way in a queue, of which the kernel keeps the others back: so many where there are few processors.
@@ -196,9 +202,9 @@ impl Shared {
     }
 
     /// Has a request answered by a thread that may wait for the disk.
-    fn answer_slowly(self: &Arc<Self>, place: Place, entry: Entry) {
+    fn answer_slowly(self: &Arc<Self>, job: Job, place: Place, entry: Entry) {
         let shared = self.clone();
-        self.slow.run(move || shared.answer_here(place, entry));
+        self.slow.run(job, move || shared.answer_here(place, entry));
     }
 
     fn answer_here(self: &Arc<Self>, place: Place, mut entry: Entry) {
@@ -229,7 +235,7 @@ impl Shared {
             return Err(entry);
         }
         let shared = self.clone();
-        self.slow.run(move || {
+        self.slow.run(Job::Long, move || {
             shared.server.have_kernel_write(header.nodeid);
             shared.writing_first[queue].fetch_sub(1, Ordering::AcqRel);
             shared.answer_here(place, entry);
@@ -278,7 +284,7 @@ enum Urgency {
     /// A worker.
     Bulk,
     /// A thread that may wait for the disk.
-    Slow,
+    Slow(Job),
     /// Such a thread, which has the kernel write first.
     AfterWrites,
 }
@@ -290,7 +296,7 @@ impl Urgency {
         match decode(&header, &fixed, &payload[..len]).map(|asked| asked.operation) {
             Ok(operation) if operation.is_bulk() => Urgency::Bulk,
             Ok(operation) if server.needs_kernel_write(header.nodeid, &operation) => Urgency::AfterWrites,
-            Ok(operation) if server.may_wait(&operation) => Urgency::Slow,
+            Ok(operation) if server.may_wait(&operation) => Urgency::Slow(operation.job()),
             _ => Urgency::Inline,
         }
     }

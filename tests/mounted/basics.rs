@@ -4,9 +4,16 @@ use std::{
     fs,
     io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+    thread,
+    time::{Duration, Instant},
 };
 
-use crate::support::{Bench, can_mount, snapshot};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Pid, Signal, kill_process},
+};
+
+use crate::support::{Bench, can_mount, is_root, snapshot};
 
 #[test]
 fn files_survive_a_remount_and_the_vault_shows_none_of_them() {
@@ -250,6 +257,37 @@ fn who_has_unmounted_finds_the_process_ended_whatever_the_mount_is_called() {
         assert!(bench.run_unmount().status.success());
         bench.has_ended();
     }
+}
+
+#[test]
+fn a_mount_that_was_detached_leaves_alone_what_is_mounted_in_its_place() {
+    if !can_mount() {
+        return;
+    }
+    if !is_root() {
+        eprintln!("SKIPPED: only root can mount something in the place of another mount");
+        return;
+    }
+    let mut bench = Bench::mounted();
+    fs::write(bench.mnt().join("file"), b"in use").unwrap();
+    let in_use = fs::File::open(bench.mnt().join("file")).unwrap();
+    let pid = Pid::from_raw(bench.pid() as i32).unwrap();
+    let terminate = |expected: &str| {
+        kill_process(pid, Signal::TERM).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !bench.log().contains(expected) {
+            assert!(Instant::now() < deadline, "{expected:?} is not in: {}", bench.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    terminate("detached");
+    mount("none", bench.mnt(), "tmpfs", MountFlags::empty(), None).unwrap();
+    fs::write(bench.mnt().join("of another"), b"").unwrap();
+    terminate("not mounted on");
+    assert!(bench.mnt().join("of another").exists());
+    unmount(bench.mnt(), UnmountFlags::DETACH).unwrap();
+    drop(in_use);
+    bench.wait_for_end();
 }
 
 #[test]

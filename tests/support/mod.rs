@@ -229,6 +229,12 @@ impl Bench {
         assert!(child.wait().unwrap().success(), "the daemon failed: {}", self.log());
     }
 
+    /// Waits until the daemon has ended well, after something else has unmounted.
+    pub fn wait_for_end(&mut self) {
+        let mut child = self.child.take().expect("mounted");
+        assert!(child.wait().unwrap().success(), "the daemon failed: {}", self.log());
+    }
+
     /// Makes sure that the daemon has ended well by now.
     pub fn has_ended(&mut self) {
         let mut child = self.child.take().expect("mounted");

@@ -118,7 +118,7 @@ impl Queue {
                 Some(ask) => self.shared.answer_later(ask, place, entry),
             },
             Urgency::Bulk => self.shared.jobs.give(place, entry),
-            Urgency::Slow => self.shared.answer_slowly(place, entry),
+            Urgency::Slow(job) => self.shared.answer_slowly(job, place, entry),
             Urgency::AfterWrites => {
                 if let Err(entry) = self.shared.answer_after_writes(place, entry) {
                     self.port.commit(place, entry)?;

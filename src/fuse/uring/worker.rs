@@ -130,7 +130,7 @@ impl Worker {
                 None => self.shared.send_home(place, entry),
                 Some(ask) => self.shared.answer_later(ask, place, entry),
             },
-            Urgency::Slow => self.shared.answer_slowly(place, entry),
+            Urgency::Slow(job) => self.shared.answer_slowly(job, place, entry),
             Urgency::AfterWrites => {
                 if let Err(entry) = self.shared.answer_after_writes(place, entry) {
                     self.shared.send_home(place, entry);
