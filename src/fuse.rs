@@ -5,6 +5,7 @@ mod asks;
 mod awake;
 mod kernel;
 mod keys;
+mod memory;
 mod mountpoint;
 mod pool;
 mod records;

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path, thread, time::Duration};
 use fuser::{INodeNo, InitFlags, KernelConfig, Notifier};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::MountOptions;
+use super::{MountOptions, memory};
 
 /// What a mount needs of the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +123,8 @@ pub fn session_config(options: &MountOptions, uring: bool) -> fuser::Config {
     config
 }
 
-/// Raises limits that keep FUSE mounts slow and that only root may raise; skips them quietly otherwise.
+/// Raises limits that keep FUSE mounts slow and that only root may raise; skips them quietly otherwise. That of dirty memory stays in a cgroup with little
+/// memory of its own.
 pub fn tune(mountpoint: &Path) {
     // Without asking the filesystem, which is not served yet.
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
@@ -131,11 +132,15 @@ pub fn tune(mountpoint: &Path) {
         return;
     };
     let bdi = format!("/sys/class/bdi/{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
-    for (file, value) in [
-        ("read_ahead_kb", READ_AHEAD_KIB),
-        ("strict_limit", 0),
-        ("max_ratio", DIRTY_RATIO),
-    ] {
+    let mut values = vec![("read_ahead_kb", READ_AHEAD_KIB)];
+    match memory::limit() {
+        // What is not written yet would fill it, and leave nothing for who has to write it.
+        Some(limit) if limit < memory::total() / 2 => {
+            log::debug!("dirty memory stays limited: this process may have {limit} bytes")
+        }
+        _ => values.extend([("strict_limit", 0), ("max_ratio", DIRTY_RATIO)]),
+    }
+    for (file, value) in values {
         if let Err(error) = fs::write(format!("{bdi}/{file}"), value.to_string()) {
             log::debug!("{bdi}/{file} stays as it is: {error}");
         }
