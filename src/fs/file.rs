@@ -98,12 +98,36 @@ impl Fs {
         if for_writing {
             self.check_writable()?;
         }
+        if node.lacks_end.load(Ordering::Acquire) && !node.is_open() {
+            self.correct_size(&node)?;
+        }
         self.hold(&node);
         let opened = self.file(&node).and_then(|file| self.ready(&node, &file, for_writing));
         if opened.is_err() {
             self.unhold(&node);
         }
         opened
+    }
+
+    /// Has the kernel look a file up again that it goes by another size of, which would make zeros of what could not be written.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Stale`], by which it does.
+    fn correct_size(&self, node: &Arc<Node>) -> FsResult<()> {
+        let link = node.link.lock();
+        let mut slot = node.file.lock();
+        let Some(at) = &*link else { return Ok(()) };
+        let Some(file) = slot.take() else {
+            // Who opens it finds that its size differs.
+            node.set_size(u64::MAX);
+            return Ok(());
+        };
+        let renewed = self.nodes.renew(node, at, file);
+        drop((slot, link));
+        self.note_change(&renewed);
+        self.keep_idle(&renewed);
+        Err(FsError::Stale)
     }
 
     /// Counts a handle, so that nobody closes the file that is opened then.
@@ -219,6 +243,9 @@ impl Fs {
                 .write(PlainOffset(offset), data)
                 .map_err(|error| self.at(&node, "")(error.into()))
         });
+        if written.is_err() && offset + data.len() as u64 > content.size().0 {
+            node.lacks_end.store(true, Ordering::Release);
+        }
         // Also where it failed: the file may not be sealed any more.
         self.note_change(&node);
         written

@@ -120,6 +120,8 @@ pub struct Node {
     size: AtomicU64,
     /// The name under which it was found and that is its own, as [`name_number`] has it; 0 since it was renamed.
     admitted: AtomicU64,
+    /// The kernel goes by a size that the file has not got: a write behind its end has failed.
+    pub lacks_end: AtomicBool,
     /// In the sealer's queue.
     pub queued: AtomicBool,
     /// The epoch whose key wrapped the file's when it was last closed here; 0 for none.
@@ -170,6 +172,7 @@ impl Node {
             absent: AtomicU32::new(0),
             size: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
+            lacks_end: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             epoch: AtomicU32::new(0),
             link: Mutex::new(link),

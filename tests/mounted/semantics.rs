@@ -448,6 +448,32 @@ fn files_reach_to_fifteen_tebibytes() {
 }
 
 #[test]
+fn what_could_not_be_written_behind_the_end_is_not_there_for_who_opens_the_file_next() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::mounted();
+    let path = bench.mnt().join("log");
+    let file = read_write(&path);
+    file.write_all_at(b"a line\n", 0).unwrap();
+    file.sync_all().unwrap();
+    // Into the cache, if not here; no filesystem below takes that.
+    let _ = file.write_at(b"x", 17 << 40);
+    assert!(file.sync_all().is_err());
+    drop(file);
+    for line in ["and one\n", "and another\n"] {
+        let mut log = OpenOptions::new().append(true).open(&path).unwrap();
+        log.write_all(line.as_bytes()).unwrap();
+        log.sync_all().unwrap();
+    }
+    let expected = "a line\nand one\nand another\n";
+    assert_eq!(fs::metadata(&path).unwrap().len(), expected.len() as u64);
+    assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+    bench.remount();
+    assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+}
+
+#[test]
 fn unnamed_temporary_files_are_refused_as_not_supported() {
     if !can_mount() {
         return;
