@@ -500,7 +500,7 @@ fn provider_code(error: ProviderError) -> u8 {
         | ProviderError::PendingDeletion
         | ProviderError::AccessDenied
         | ProviderError::Unsupported => KEY_REFUSED,
-        ProviderError::Rejected | ProviderError::IncorrectKey => DAMAGE,
+        ProviderError::Rejected | ProviderError::IncorrectKey | ProviderError::Commitment => DAMAGE,
         ProviderError::Limit => FAILED,
     }
 }

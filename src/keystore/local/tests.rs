@@ -3,10 +3,10 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     format::keystore::{KeyState, Manager, SLOTS_MAX, slot_authenticator_aad},
-    ids::{Epoch, VaultId},
+    ids::{Epoch, FileId, VaultId},
     keystore::{
         custodian::check_custodian,
-        provider::{RemoteKeyState, memory::MemoryProvider},
+        provider::{ProviderError, RemoteKeyState, memory::MemoryProvider},
         recovery::RecoveryKey,
         secret::SecretKind,
         slot::{
@@ -235,6 +235,39 @@ fn a_replaced_slot_that_was_called_by_its_kind_is_called_by_the_new_one() {
             .unwrap();
         assert_eq!(label_of(&keystore), after, "{label}");
     }
+}
+
+#[test]
+fn a_wrap_that_does_not_open_is_no_wrap_whoever_holds_the_key() {
+    let (mut keystore, key, server) = with_remote_key();
+    let name = keystore.describe(&key).unwrap().remote.clone().unwrap();
+    let (_, wrapped) = keystore.generate(&key, &epoch(1)).unwrap();
+    server.set_spoiling(true);
+    let refused = KeyError::Commitment { key: key.0 };
+    assert_eq!(keystore.generate(&key, &epoch(2)).map(drop), Err(refused));
+    let secret = EpochKey::new(random::locked_key());
+    assert_eq!(keystore.wrap(&key, &epoch(2), &secret).map(drop), Err(refused));
+    let moved = keystore.rewrap(&key, &epoch(1), &wrapped, &key, &epoch(2));
+    assert_eq!(moved.map(drop), Err(refused));
+    let file = Context::for_file(FileId([1; 16]));
+    assert_eq!(
+        keystore.generate(&key, &file).map(drop),
+        Err(refused),
+        "a way into a sealed file"
+    );
+    let slot = NewSecret::RemoteKey {
+        key: &name,
+        provider: &*server,
+    };
+    let error = ProviderError::Commitment;
+    let provider = server.name();
+    assert_eq!(
+        keystore.add_slot("kms", &slot, 1),
+        Err(KeystoreError::RemoteSlot { provider, error })
+    );
+    // A call for each file of a vault is enough.
+    let file = Context::for_file_of(VaultId([1; 16]), FileId([1; 16]));
+    assert!(keystore.generate(&key, &file).is_ok());
 }
 
 #[test]
