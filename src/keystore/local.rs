@@ -342,7 +342,9 @@ impl LocalKeystore {
 
     /// Takes a reading of the clock and returns the time: one set back stands still here.
     fn clock(&mut self, now: u64) -> u64 {
-        self.body.last_time = self.body.last_time.max(now);
+        let before = self.body.last_time;
+        self.body.last_time = before.max(now);
+        self.postpone_unseen(before);
         self.body.last_time
     }
 

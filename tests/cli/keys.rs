@@ -239,6 +239,13 @@ fn long_ago(place: &Place) -> String {
             keystore.schedule_deletion(&key, 7, 1000)
         })
         .unwrap();
+    // Its last days have to be seen coming.
+    let later = 1000 + 2 * 24 * 60 * 60;
+    keystore
+        .change(later, Call::new("Test", Value::Null), |keystore| {
+            keystore.reap(later).map(drop)
+        })
+        .unwrap();
     key.to_string()
 }
 
