@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
+    crypto::passphrase::HardnessError,
     format::keystore::{KeyState, Manager, SLOTS_MAX, slot_authenticator_aad},
     ids::{Epoch, FileId, VaultId},
     keystore::{
@@ -407,7 +408,10 @@ fn a_change_that_is_refused_says_why() {
         keystore.add_slot("stick", &secret, 1),
         Err(KeystoreError::LabelTaken { slot: first })
     );
-    assert_eq!(keystore.add_slot("easy", &too_easy, 1), Err(KeystoreError::Hardness));
+    assert_eq!(
+        keystore.add_slot("easy", &too_easy, 1),
+        Err(KeystoreError::Hardness(HardnessError::OutOfRange))
+    );
     assert_eq!(
         keystore.remove_slot(first, 1),
         Err(KeystoreError::LastSlot { slot: first })
