@@ -199,7 +199,11 @@ fn deletion_is_scheduled_and_cancelled() {
     );
     assert_eq!(
         place.run(&format!("key reap {KEY} vault")),
-        given(0, "", "hushfs: no key is due\n")
+        given(
+            0,
+            "",
+            "hushfs: no key is due: `hushfs key describe KEY` says from when on one is\n"
+        )
     );
     let json = place.json(&format!("key describe --json {KEY} vault {id}"));
     assert_eq!(json["state"], "pending deletion");

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     crypto::keys::EpochKey,
     format::{
+        FormatError,
         name::KEYSTORE,
         vault::{CustodianKind, EpochRecord, VaultHeader},
     },
@@ -280,7 +281,11 @@ impl KeystoreSource {
             }
             // Whoever holds back what is new can do so without this: what is known stays.
             Ok(None) => log::warn!("{KEYSTORE}: an older one was put back; what the newer one said counts"),
-            Err(error) => return Err(format!("{error}: if slots were changed, mount again")),
+            // Who took a slot away, or a key out of it, has given it another root.
+            Err(FormatError::NotAuthentic) => {
+                return Err("a slot was removed or changed since, or keys were destroyed (`hushfs key reap`), or it is damaged: mount again".into());
+            }
+            Err(error) => return Err(error.to_string()),
         }
         self.seen = Some(stamp);
         Ok(())
