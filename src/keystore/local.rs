@@ -313,6 +313,11 @@ impl LocalKeystore {
         self.body.generation
     }
 
+    /// Returns the latest time seen, before which no time counts.
+    pub fn latest_time(&self) -> u64 {
+        self.body.last_time
+    }
+
     /// Returns the slots, by rising id.
     pub fn slots(&self) -> &[Slot] {
         &self.body.slots
