@@ -1017,6 +1017,50 @@ fn what_would_be_ignored_is_refused() {
 }
 
 #[test]
+fn memory_that_a_passphrase_needs_and_is_not_there_is_neither_damage_nor_a_panic() {
+    let place = Place::new();
+    let within_limit = |arguments: &str| {
+        let script = format!("ulimit -v 262144; exec {} {arguments}", env!("CARGO_BIN_EXE_hushfs"));
+        place.run_with(Command::new("sh").args(["-c", &script]).current_dir(place.0.path()))
+    };
+    let needs = |mebibytes: u32| {
+        format!(
+            "Argon2id needs {mebibytes} MiB of memory, and there are not as many: free some, or raise the limit (`ulimit -v`, a container's)\n"
+        )
+    };
+    assert_eq!(
+        within_limit("init --passfile pass --kdf-memory 4G vault"),
+        given(1, "", &format!("hushfs: {}", needs(4096)))
+    );
+    assert!(!place.path("vault").exists());
+    let made = place.run("init --passfile pass --kdf-memory 256M --kdf-time 1ms vault");
+    assert_eq!(made, given(0, "", ""));
+    assert_eq!(
+        within_limit("ls --passfile pass vault"),
+        given(1, "", &format!("hushfs: slot 1: {}", needs(256)))
+    );
+    assert_eq!(place.run("ls --passfile pass vault"), given(0, "", ""));
+}
+
+#[test]
+fn a_directory_that_others_may_read_is_made_a_vault_and_said_so() {
+    let place = Place::new();
+    for (mode, said) in [
+        (0o700, ""),
+        (0o711, ""),
+        (
+            0o750,
+            "hushfs: other users may read vault (mode 750), and who may can keep it from being opened: `chmod 700` it unless it is shared with them\n",
+        ),
+    ] {
+        fs::create_dir(place.path("vault")).unwrap();
+        fs::set_permissions(place.path("vault"), fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(place.run("init --key-file key vault"), given(0, "", said));
+        fs::remove_dir_all(place.path("vault")).unwrap();
+    }
+}
+
+#[test]
 fn nothing_else_is_written_into_the_vault() {
     let place = Place::with_vault();
     place.fill();

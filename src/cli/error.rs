@@ -9,6 +9,7 @@ use crate::keystore::aws::AwsError;
 use crate::keystore::pkcs11::{Pkcs11Error, UriError};
 use crate::{
     agent::AgentStartError,
+    crypto::passphrase::HardnessError,
     format::FormatError,
     fs::FsError,
     fuse::MountError,
@@ -164,6 +165,8 @@ pub enum CliError {
         source: Option<String>,
         error: SecretSizeError,
     },
+    /// A new passphrase cannot be stretched.
+    Hardness(HardnessError),
     /// What was given is no recovery key.
     RecoveryKey(RecoveryKeyError),
     /// A new passphrase looks like a recovery key.
@@ -286,6 +289,11 @@ impl CliError {
                 _ => DAMAGE,
             },
             CliError::CustomerKeySize { .. } | CliError::CustomerKeyText => WRONG_SECRET,
+            CliError::Identity {
+                error: IdentityError::NoMemory(_),
+                ..
+            }
+            | CliError::Hardness(_) => FAILED,
             CliError::SecretSize { .. } | CliError::RecoveryKey(_) | CliError::Identity { .. } => WRONG_SECRET,
             CliError::NoSlotOpens { .. } => WRONG_SECRET,
             CliError::OtherShareCode => BAD_VAULT,
@@ -442,7 +450,7 @@ fn open_code(error: &OpenError) -> u8 {
         OpenError::Unlock(UnlockError::Tpm { error, .. }) => tpm_code(*error),
         OpenError::Unlock(UnlockError::Remote { error, .. }) => provider_code(*error),
         OpenError::Audit(error) => audit_code(error),
-        OpenError::FilesApart { .. } | OpenError::Io { .. } => FAILED,
+        OpenError::Unlock(UnlockError::NoMemory { .. }) | OpenError::FilesApart { .. } | OpenError::Io { .. } => FAILED,
     }
 }
 
@@ -470,7 +478,8 @@ fn way_code(error: &WayError) -> u8 {
         WayError::Unlock(UnlockError::Tpm { error, .. }) => tpm_code(*error),
         WayError::Unlock(UnlockError::Remote { error, .. }) | WayError::Remote { error, .. } => provider_code(*error),
         WayError::Key(error) => key_code(error),
-        WayError::Context(_) | WayError::Hardness => USAGE,
+        WayError::Unlock(UnlockError::NoMemory { .. }) | WayError::Hardness(HardnessError::NoMemory { .. }) => FAILED,
+        WayError::Context(_) | WayError::Hardness(HardnessError::OutOfRange) => USAGE,
         WayError::NoWayOfKind(_)
         | WayError::WrongSecret(_)
         | WayError::NotOfKeystore { .. }
@@ -500,7 +509,7 @@ fn provider_code(error: ProviderError) -> u8 {
         | ProviderError::PendingDeletion
         | ProviderError::AccessDenied
         | ProviderError::Unsupported => KEY_REFUSED,
-        ProviderError::Rejected | ProviderError::IncorrectKey => DAMAGE,
+        ProviderError::Rejected | ProviderError::IncorrectKey | ProviderError::Commitment => DAMAGE,
         ProviderError::Limit => FAILED,
     }
 }
@@ -580,7 +589,7 @@ fn keystore_code(error: &KeystoreError) -> u8 {
         | KeystoreError::NoSuchSlot { .. }
         | KeystoreError::LastSlot { .. }
         | KeystoreError::UnusableSlot { .. }
-        | KeystoreError::Hardness
+        | KeystoreError::Hardness(_)
         | KeystoreError::Recipient
         | KeystoreError::AuditSeed
         | KeystoreError::TooManyVaults { .. }
@@ -785,6 +794,7 @@ impl fmt::Display for CliError {
                 Some(source) => write!(f, "{source}: {error}"),
                 None => error.fmt(f),
             },
+            CliError::Hardness(error) => error.fmt(f),
             CliError::RecoveryKey(error) => error.fmt(f),
             CliError::PassphraseLikeRecoveryKey => {
                 f.write_str("a passphrase cannot look like a recovery key: choose another")

@@ -1,6 +1,10 @@
 //! `init` and `keystore init`: vaults and keystores are made.
 
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+};
 
 use super::{
     CliResult,
@@ -20,6 +24,12 @@ const RECOVERY_NAME: &str = "recovery key";
 
 /// Makes a vault.
 pub fn init(args: &InitArgs) -> CliResult {
+    make_vault(args)?;
+    say_who_may_read(&args.vault);
+    Ok(())
+}
+
+fn make_vault(args: &InitArgs) -> CliResult {
     let layout = u32::try_from(args.block_size)
         .ok()
         .and_then(|size| Layout::new(args.suite, size).ok())
@@ -96,7 +106,21 @@ pub fn init_keystore(args: &KeystoreInitArgs) -> CliResult {
     let create = || KeystoreHome::create(&path, keystore, now);
     let mut open = secret::store_shown(recovery.as_ref(), create)?;
     open.audit_on(false, now)?;
+    say_who_may_read(&path);
     Ok(())
+}
+
+/// Says so where others may read a directory that was there already: who may open it can lock it.
+fn say_who_may_read(path: &Path) {
+    let Ok(mode) = fs::metadata(path).map(|metadata| metadata.permissions().mode() & 0o777) else {
+        return;
+    };
+    if mode & 0o044 != 0 {
+        eprintln!(
+            "hushfs: other users may read {} (mode {mode:03o}), and who may can keep it from being opened: `chmod 700` it unless it is shared with them",
+            path.display()
+        );
+    }
 }
 
 fn make_parents(path: &Path) -> CliResult {

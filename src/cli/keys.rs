@@ -383,13 +383,20 @@ pub fn reap(args: &StoreChangeArgs) -> CliResult {
         args.dry_run.dry_run,
         Change::Reap,
     )?;
-    let reaped = match changed {
+    let (keys, reaped) = match changed {
         None => return Ok(()),
-        Some((_, Changed::Reaped(reaped))) => reaped,
+        Some((store, Changed::Reaped(reaped))) => (store.keys, reaped),
         Some(_) => return unexpected(),
     };
+    // One in a vault was open here alone, and an agent goes on with the root that it has made.
+    let is_open_elsewhere = matches!(&keys, KeySource::Keystore(keystore) if !keystore.is_embedded());
     if reaped.is_empty() {
-        eprintln!("hushfs: no key is due");
+        eprintln!("hushfs: no key is due: `hushfs key describe KEY` says from when on one is");
+    }
+    if !reaped.is_empty() && is_open_elsewhere {
+        eprintln!(
+            "hushfs: mounts and agents that have this keystore open cannot ask it any more: start them again soon, or their files end with ETIMEDOUT (`--key-max-stale`)"
+        );
     }
     for reaped in reaped {
         let aliases = reaped

@@ -9,12 +9,16 @@ use super::{
     error::CliError,
     process,
     secret::{self, Asked},
+    text,
 };
 use crate::{
     format::keystore::{Slot, SlotId},
     keystore::{AgentClient, Providers, SlotChoice, Unlock, UnlockError},
     vault::home::{ChangeError, KeySource, KeystoreHome, Lock, OpenError, OpenKeystore, OpenVault, VaultHome},
 };
+
+/// How many seconds a clock may be behind the latest time that a keystore has seen, until that is told.
+const CLOCK_AHEAD_MAX: u64 = 24 * 60 * 60;
 
 /// A keystore that is open, here or by an agent, and the vault it was found by.
 pub struct Store {
@@ -152,6 +156,7 @@ fn open_keystore(
     };
     let unlock = secret::unlock(&asked, args)?;
     let opened = open(&unlock, &choice(claimed, args.slot.as_deref()), providers)?;
+    warn_of_clock(path, opened.keystore().latest_time(), process::now());
     if let Unlock::Identity(identity) = &unlock {
         let keystore = opened.keystore();
         // It was the first slot of theirs that opened, and the code may be that of another.
@@ -162,6 +167,17 @@ fn open_keystore(
         devices::check_share_code(&args.devices, &codes)?;
     }
     Ok(opened)
+}
+
+/// Warns where times are reckoned from one that has not come yet: nothing sets it back, and nobody would know.
+fn warn_of_clock(path: &Path, latest: u64, now: u64) {
+    if latest > now.saturating_add(CLOCK_AHEAD_MAX) {
+        log::warn!(
+            "{}: this keystore was stored when the clock said {}, which has not come yet: until then no key rotates by itself (`hushfs key rotate` does it), and a key that is deleted stays until days after that. If the clock is right now, it was wrong then",
+            path.display(),
+            text::time(latest)
+        );
+    }
 }
 
 /// Tries what the user offers on each slot of a keystore.

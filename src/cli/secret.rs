@@ -411,7 +411,7 @@ fn hardened(line: Zeroizing<Vec<u8>>, kdf: &KdfArgs) -> CliResult<(Passphrase, H
     let memory = kdf.kdf_memory.map_or(MEMORY_KIB_DEFAULT, |bytes| {
         u32::try_from(bytes / 1024).unwrap_or(u32::MAX)
     });
-    let hardness = Hardness::calibrated(memory, kdf.kdf_time.unwrap_or(KDF_TIME));
+    let hardness = Hardness::calibrated(memory, kdf.kdf_time.unwrap_or(KDF_TIME)).map_err(CliError::Hardness)?;
     Ok((passphrase, hardness))
 }
 

@@ -51,6 +51,7 @@ pub fn test(args: &StoreArgs) -> CliResult {
         let answer = match result {
             Ok(()) => "opens".to_owned(),
             // The slot stands before it.
+            Err(UnlockError::NoMemory { error, .. }) => format!("not tried: {error}"),
             Err(UnlockError::Tpm { error, .. }) => format!("does not open: {error}"),
             Err(UnlockError::Remote { provider, error, .. }) => format!("does not open: {provider}: {error}"),
             Err(error) => format!("does not open: {error}"),

@@ -13,7 +13,7 @@ use std::{
 use serde_json::{Value, json};
 
 use self::processor::Processor;
-use super::{CliResult, args::SpeedArgs, info::print_json, print, progress::Progress, secret};
+use super::{CliResult, args::SpeedArgs, error::CliError, info::print_json, print, progress::Progress, secret};
 use crate::{
     crypto::{
         block::{BlockCipher, Library, Run, Suite},
@@ -109,7 +109,7 @@ pub fn speed(args: &SpeedArgs) -> CliResult {
         rates
     };
     let found: Vec<Rates> = subjects.into_iter().map(measure).collect();
-    let guess = Guess::measure();
+    let guess = Guess::measure()?;
     drop(bar);
     if args.json {
         return print_json(&as_json(&processor, &found, &guess, args.time));
@@ -279,16 +279,14 @@ impl Rates {
 
 impl Guess {
     /// Makes a slot's parameters as `init` does, and tries one guess.
-    fn measure() -> Self {
-        let hardness = Hardness::calibrated(MEMORY_KIB_DEFAULT, secret::KDF_TIME);
+    fn measure() -> CliResult<Self> {
+        let hardness = Hardness::calibrated(MEMORY_KIB_DEFAULT, secret::KDF_TIME).map_err(CliError::Hardness)?;
         let started = Instant::now();
-        hardness
-            .stretch(b"a guess")
-            .expect("calibrated parameters are in range");
-        Guess {
+        hardness.stretch(b"a guess").map_err(CliError::Hardness)?;
+        Ok(Guess {
             hardness,
             time: started.elapsed(),
-        }
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Error, Params, Version};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -51,13 +51,25 @@ pub struct Hardness {
     pub lanes: u32,
 }
 
-/// Returned when a stored slot asks for more than hushfs will run, or less than it ever writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HardnessError;
+/// Why a passphrase cannot be stretched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HardnessError {
+    /// What is stored asks for more than hushfs will run, or less than it ever writes. Nothing was run.
+    OutOfRange,
+    /// There is not so much memory now, or this process may not have it.
+    NoMemory { memory_kib: u32 },
+}
 
 impl std::fmt::Display for HardnessError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Argon2id parameters out of range")
+        match self {
+            HardnessError::OutOfRange => f.write_str("Argon2id parameters out of range"),
+            HardnessError::NoMemory { memory_kib } => write!(
+                f,
+                "Argon2id needs {} MiB of memory, and there are not as many: free some, or raise the limit (`ulimit -v`, a container's)",
+                memory_kib.div_ceil(1024)
+            ),
+        }
     }
 }
 
@@ -65,7 +77,11 @@ impl std::error::Error for HardnessError {}
 
 impl Hardness {
     /// Chooses parameters that take about `target` here with the given memory, never below the RFC's recommendation.
-    pub fn calibrated(memory_kib: u32, target: Duration) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`HardnessError::NoMemory`].
+    pub fn calibrated(memory_kib: u32, target: Duration) -> Result<Self, HardnessError> {
         let mut hardness = Hardness {
             salt: random::bytes(),
             memory_kib: memory_kib.clamp(MEMORY_KIB_MIN_NEW, MEMORY_KIB_MAX),
@@ -73,20 +89,18 @@ impl Hardness {
             lanes: LANES_DEFAULT,
         };
         let start = Instant::now();
-        hardness
-            .stretch(b"calibration")
-            .expect("the parameters were put in range above");
+        hardness.stretch(b"calibration")?;
         let pass = start.elapsed().max(Duration::from_millis(1));
         let passes = (target.as_secs_f64() / pass.as_secs_f64()).round() as u32;
         hardness.passes = passes.clamp(PASSES_MIN_NEW, PASSES_MAX);
-        hardness
+        Ok(hardness)
     }
 
     /// Stretches a passphrase into the secret of its slot.
     ///
     /// # Errors
     ///
-    /// [`HardnessError`] when the parameters are out of range; nothing is run then.
+    /// The [`HardnessError`] that says why not; nothing was run then.
     pub fn stretch(&self, passphrase: &[u8]) -> Result<SlotSecret, HardnessError> {
         Ok(derive::passphrase_slot(&self.stretched(passphrase)?))
     }
@@ -105,14 +119,19 @@ impl Hardness {
             && (1..=PASSES_MAX).contains(&self.passes)
             && (1..=LANES_MAX).contains(&self.lanes);
         if !in_range {
-            return Err(HardnessError);
+            return Err(HardnessError::OutOfRange);
         }
-        let params =
-            Params::new(self.memory_kib, self.passes, self.lanes, Some(super::KEY_SIZE)).map_err(|_| HardnessError)?;
+        let params = Params::new(self.memory_kib, self.passes, self.lanes, Some(super::KEY_SIZE))
+            .map_err(|_| HardnessError::OutOfRange)?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let mut stretched = KeyBytes::zero();
         self.on_own_threads(|| argon2.hash_password_into(passphrase, &self.salt, stretched.as_mut_bytes()))
-            .map_err(|_| HardnessError)?;
+            .map_err(|error| match error {
+                Error::OutOfMemory => HardnessError::NoMemory {
+                    memory_kib: self.memory_kib,
+                },
+                _ => HardnessError::OutOfRange,
+            })?;
         Ok(stretched)
     }
 
@@ -183,7 +202,7 @@ mod tests {
             },
             Hardness { lanes: 0, ..SMALL },
         ] {
-            assert_eq!(hostile.stretch(b"x").err(), Some(HardnessError));
+            assert_eq!(hostile.stretch(b"x").err(), Some(HardnessError::OutOfRange));
         }
     }
 

@@ -281,7 +281,7 @@ impl fmt::Display for AgentError {
                 f.write_str("the agent refused, for it could not record the call in its audit log: its messages say why")
             }
             AgentError::Refused(Refusal::Replaced) => f.write_str(
-                "the keystore was given other ways in since the agent opened it: end the agent (`hushfs lock`) and start it again",
+                "the keystore was given other ways in, or keys of it were destroyed, since the agent opened it: end the agent (`hushfs lock`) and start it again",
             ),
             AgentError::Refused(Refusal::Busy) => {
                 f.write_str("the agent has too many requests of yours under way: try again")

@@ -39,9 +39,11 @@ pub trait Custodian: Send + Sync + fmt::Debug {
 
     /// Wraps an epoch key under the current version of a key.
     ///
+    /// The blob has been unwrapped once when this returns, unless it is for one file of a vault, or whoever asks may not unwrap.
+    ///
     /// # Errors
     ///
-    /// The [`KeyError`] that says why the key cannot be used.
+    /// The [`KeyError`] that says why the key cannot be used; [`KeyError::Commitment`] when the blob does not open.
     fn wrap(&self, key: &KeyHandle, context: &Context, secret: &EpochKey) -> Result<WrappedKey, KeyError>;
 
     /// Unwraps an epoch key, under the version of the key that the blob names.
@@ -201,6 +203,12 @@ impl Context {
             (FILE_NAME.to_owned(), file.to_hex()),
             (VAULT_NAME.to_owned(), vault.to_hex()),
         ])
+    }
+
+    /// Tells whether it is that of a secret of one file's own in a vault.
+    pub(super) fn is_for_file_of_vault(&self) -> bool {
+        let has = |wanted: &str| self.0.iter().any(|(name, _)| name == wanted);
+        has(FILE_NAME) && has(VAULT_NAME)
     }
 
     /// Adds a pair of the user's.
@@ -412,7 +420,12 @@ impl fmt::Display for KeyError {
                 )
             }
             KeyError::IncorrectKey { key } => write!(f, "this was wrapped under another key than {key}"),
-            KeyError::Commitment { key } => write!(f, "key {key} opened this to another key than was wrapped"),
+            KeyError::Commitment { key } => {
+                write!(
+                    f,
+                    "what is wrapped under key {key} does not open to what was wrapped: whoever holds the key is out of order"
+                )
+            }
             KeyError::Limit { key } => write!(f, "key {key} has reached a limit"),
             KeyError::NotBrought { key } => {
                 write!(f, "customer key {key} was not brought: name it with --customer-key")

@@ -97,6 +97,8 @@ pub enum IdentityError {
     WrongPassphrase,
     /// It asks for more memory or time than hushfs ever uses, or less. Nothing was run.
     HostileParameters,
+    /// There is not enough memory to try the passphrase.
+    NoMemory(HardnessError),
 }
 
 impl fmt::Display for IdentityError {
@@ -112,11 +114,21 @@ impl fmt::Display for IdentityError {
             IdentityError::HostileParameters => {
                 f.write_str("the identity asks for Argon2id parameters that hushfs never writes")
             }
+            IdentityError::NoMemory(error) => error.fmt(f),
         }
     }
 }
 
 impl std::error::Error for IdentityError {}
+
+impl IdentityError {
+    fn of_hardness(error: HardnessError) -> Self {
+        match error {
+            HardnessError::OutOfRange => IdentityError::HostileParameters,
+            HardnessError::NoMemory { .. } => IdentityError::NoMemory(error),
+        }
+    }
+}
 
 impl Identity {
     /// Makes a random one.
@@ -148,11 +160,11 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// [`IdentityError::HostileParameters`] when the parameters are out of range.
+    /// [`IdentityError::HostileParameters`] when the parameters are out of range, [`IdentityError::NoMemory`].
     pub fn lock(&self, passphrase: &Passphrase, hardness: Hardness) -> Result<LockedIdentity, IdentityError> {
         let key = hardness
             .stretch_for_identity(passphrase.as_bytes())
-            .map_err(|HardnessError| IdentityError::HostileParameters)?;
+            .map_err(IdentityError::of_hardness)?;
         let wrapped = key.wrap(&locked_aad(&hardness), self.key.as_bytes());
         Ok(LockedIdentity { hardness, wrapped })
     }
@@ -163,12 +175,12 @@ impl LockedIdentity {
     ///
     /// # Errors
     ///
-    /// [`IdentityError::WrongPassphrase`]; [`IdentityError::HostileParameters`] before anything is run.
+    /// [`IdentityError::WrongPassphrase`]; [`IdentityError::HostileParameters`] and [`IdentityError::NoMemory`] before anything is run.
     pub fn unlock(&self, passphrase: &Passphrase) -> Result<Identity, IdentityError> {
         let key = self
             .hardness
             .stretch_for_identity(passphrase.as_bytes())
-            .map_err(|HardnessError| IdentityError::HostileParameters)?;
+            .map_err(IdentityError::of_hardness)?;
         key.unwrap(&locked_aad(&self.hardness), &self.wrapped, |bytes| {
             Identity::of(IdentityKey::new(KeyBytes::copy_of(bytes)))
         })

@@ -313,6 +313,11 @@ impl LocalKeystore {
         self.body.generation
     }
 
+    /// Returns the latest time seen, before which no time counts.
+    pub fn latest_time(&self) -> u64 {
+        self.body.last_time
+    }
+
     /// Returns the slots, by rising id.
     pub fn slots(&self) -> &[Slot] {
         &self.body.slots
@@ -342,7 +347,9 @@ impl LocalKeystore {
 
     /// Takes a reading of the clock and returns the time: one set back stands still here.
     fn clock(&mut self, now: u64) -> u64 {
-        self.body.last_time = self.body.last_time.max(now);
+        let before = self.body.last_time;
+        self.body.last_time = before.max(now);
+        self.postpone_unseen(before);
         self.body.last_time
     }
 
@@ -407,7 +414,12 @@ impl LocalKeystore {
     ) -> Result<WrappedKey, KeyError> {
         let provider = self.provider_of(key, name)?;
         let purpose = &remote_purpose(key);
-        let blob = provider::wrap(provider, name, &Bound { purpose, context }, secret.as_bytes())
+        let wrap = match context.is_for_file_of_vault() {
+            // A call for each file is enough; whoever puts it in the place of another opens it first.
+            true => provider::wrap_unopened,
+            false => provider::wrap,
+        };
+        let blob = wrap(provider, name, &Bound { purpose, context }, secret.as_bytes())
             .map_err(|error| error.of_key(key, provider.name()))?;
         WrappedKey::new(blob).map_err(|_| KeyError::Limit { key })
     }

@@ -7,6 +7,7 @@
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
 
 use super::custodian::{Context, KeyError};
 use crate::{
@@ -102,6 +103,8 @@ pub enum ProviderError {
     Limit,
     /// The key is not one that can wrap 32 bytes.
     Unsupported,
+    /// What was just wrapped does not open to the same again.
+    Commitment,
 }
 
 impl ProviderError {
@@ -122,6 +125,7 @@ impl ProviderError {
             ProviderError::IncorrectKey => KeyError::IncorrectKey { key },
             ProviderError::Limit => KeyError::Limit { key },
             ProviderError::Unsupported => KeyError::Unsupported { key },
+            ProviderError::Commitment => KeyError::Commitment { key },
         }
     }
 }
@@ -138,6 +142,7 @@ impl fmt::Display for ProviderError {
             ProviderError::IncorrectKey => "wrapped under another key",
             ProviderError::Limit => "a limit is reached",
             ProviderError::Unsupported => "the key is of a kind that cannot be used",
+            ProviderError::Commitment => "what it has just wrapped does not open: nothing was stored",
         })
     }
 }
@@ -172,11 +177,14 @@ impl Providers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoProvider(pub &'static str);
 
-/// Wraps a secret under an inner key, and that under a remote key.
+/// Wraps a secret under an inner key, and that under a remote key, and makes sure that it opens again: what is wrapped often takes the place of something
+/// that does.
+///
+/// Who may wrap and not unwrap is not told, and is believed.
 ///
 /// # Errors
 ///
-/// Those of [`Provider::generate`].
+/// Those of [`Provider::generate`] and [`Provider::unwrap`]; [`ProviderError::Commitment`] when it does not open, or to something else.
 pub fn wrap(
     provider: &dyn Provider,
     key: &RemoteKeyName,
@@ -184,8 +192,33 @@ pub fn wrap(
     secret: &[u8; KEY_SIZE],
 ) -> Result<Vec<u8>, ProviderError> {
     let (inner, remote) = provider.generate(key, bound.context)?;
+    match provider.unwrap(key, bound.context, &remote) {
+        Ok(again) if bool::from(inner.as_bytes().ct_eq(again.as_bytes())) => {}
+        Ok(_) | Err(ProviderError::Rejected | ProviderError::IncorrectKey) => return Err(ProviderError::Commitment),
+        Err(ProviderError::AccessDenied) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(under_inner(&inner, bound, secret, &remote))
+}
+
+/// As [`wrap()`], without the second call: for what takes the place of nothing, and is wrapped so often that a call counts.
+///
+/// # Errors
+///
+/// Those of [`Provider::generate`].
+pub fn wrap_unopened(
+    provider: &dyn Provider,
+    key: &RemoteKeyName,
+    bound: &Bound<'_>,
+    secret: &[u8; KEY_SIZE],
+) -> Result<Vec<u8>, ProviderError> {
+    let (inner, remote) = provider.generate(key, bound.context)?;
+    Ok(under_inner(&inner, bound, secret, &remote))
+}
+
+fn under_inner(inner: &LockedKey, bound: &Bound<'_>, secret: &[u8; KEY_SIZE], remote: &[u8]) -> Vec<u8> {
     let wrapped = wrap::wrap(inner.as_bytes(), &bound.aad(), secret);
-    Ok([wrapped.0.as_slice(), &remote].concat())
+    [wrapped.0.as_slice(), remote].concat()
 }
 
 /// Unwraps what [`wrap()`] made.
@@ -242,6 +275,7 @@ pub(crate) mod memory {
     pub struct MemoryProvider {
         keys: Mutex<BTreeMap<String, (WrappingKey, RemoteKeyState)>>,
         down: AtomicBool,
+        spoils: AtomicBool,
     }
 
     impl MemoryProvider {
@@ -255,6 +289,11 @@ pub(crate) mod memory {
         /// Takes the server off the network, or puts it back.
         pub fn set_down(&self, down: bool) {
             self.down.store(down, Ordering::Relaxed);
+        }
+
+        /// Has what the server wraps from now on not open, or open again.
+        pub fn set_spoiling(&self, spoils: bool) {
+            self.spoils.store(spoils, Ordering::Relaxed);
         }
 
         fn with_key<T>(
@@ -280,7 +319,9 @@ pub(crate) mod memory {
 
         fn generate(&self, key: &RemoteKeyName, context: &Context) -> Result<(LockedKey, Vec<u8>), ProviderError> {
             let secret = random::locked_key();
-            let wrapped = self.with_key(key, |kek| Ok(kek.wrap(&context.encode(), secret.as_bytes()).0.to_vec()))?;
+            let mut wrapped =
+                self.with_key(key, |kek| Ok(kek.wrap(&context.encode(), secret.as_bytes()).0.to_vec()))?;
+            wrapped[0] ^= u8::from(self.spoils.load(Ordering::Relaxed));
             Ok((secret, wrapped))
         }
 
@@ -370,9 +411,53 @@ mod tests {
             purpose: b"",
             context: &context,
         };
-        let blob = wrap(&Liar, &name("arn:1"), &bound, &[2; KEY_SIZE]).unwrap();
+        assert_eq!(
+            wrap(&Liar, &name("arn:1"), &bound, &[2; KEY_SIZE]),
+            Err(ProviderError::Commitment)
+        );
+        let blob = wrap_unopened(&Liar, &name("arn:1"), &bound, &[2; KEY_SIZE]).unwrap();
         let opened = unwrap(&Liar, &name("arn:1"), &bound, &blob, |bytes| *bytes);
         assert_eq!(opened, Err(ProviderError::Rejected));
+    }
+
+    /// Wraps, and says this of what is to be unwrapped.
+    #[derive(Debug)]
+    struct WrapsOnly(ProviderError);
+
+    impl Provider for WrapsOnly {
+        fn name(&self) -> &'static str {
+            "a server that does not unwrap"
+        }
+
+        fn generate(&self, _: &RemoteKeyName, _: &Context) -> Result<(LockedKey, Vec<u8>), ProviderError> {
+            Ok((LockedKey::copy_of(&[2; KEY_SIZE]), vec![3]))
+        }
+
+        fn unwrap(&self, _: &RemoteKeyName, _: &Context, _: &[u8]) -> Result<LockedKey, ProviderError> {
+            Err(self.0)
+        }
+
+        fn describe(&self, _: &RemoteKeyName) -> Result<RemoteKeyState, ProviderError> {
+            Ok(RemoteKeyState::Enabled)
+        }
+    }
+
+    #[test]
+    fn what_does_not_open_at_once_is_not_given_out_unless_the_user_may_not_open_it() {
+        let context = Context::default();
+        let bound = Bound {
+            purpose: b"",
+            context: &context,
+        };
+        for (said, error) in [
+            (ProviderError::Rejected, Some(ProviderError::Commitment)),
+            (ProviderError::IncorrectKey, Some(ProviderError::Commitment)),
+            (ProviderError::Unavailable, Some(ProviderError::Unavailable)),
+            (ProviderError::AccessDenied, None),
+        ] {
+            let wrapped = wrap(&WrapsOnly(said), &name("arn:1"), &bound, &[2; KEY_SIZE]);
+            assert_eq!(wrapped.err(), error, "{said}");
+        }
     }
 
     #[test]

@@ -191,7 +191,10 @@ impl Unlock {
         match (self, kind) {
             (Unlock::Passphrase(passphrase), SlotKind::Passphrase(hardness)) => {
                 let secret = hardness.stretch(&passphrase.0);
-                Some(secret.map_err(|HardnessError| UnlockError::HostileParameters { slot: id }))
+                Some(secret.map_err(|error| match error {
+                    HardnessError::OutOfRange => UnlockError::HostileParameters { slot: id },
+                    HardnessError::NoMemory { .. } => UnlockError::NoMemory { slot: id, error },
+                }))
             }
             (Unlock::KeyFile(file), SlotKind::KeyFile) => Some(Ok(file.slot_secret())),
             (Unlock::RecoveryKey(key), SlotKind::Recovery) => Some(Ok(key.slot_secret())),
@@ -287,8 +290,8 @@ pub enum NewSecret<'a> {
 /// Why a slot cannot be made with a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewSecretError {
-    /// The parameters for a passphrase are out of range.
-    Hardness,
+    /// The passphrase cannot be stretched.
+    Hardness(HardnessError),
     /// Nothing can be sealed to the public key.
     Recipient,
     /// The key's holder did not wrap.
@@ -326,9 +329,7 @@ impl NewSecret<'_> {
                     salt: random::bytes(),
                     ..*hardness
                 };
-                let secret = hardness
-                    .stretch(&passphrase.0)
-                    .map_err(|HardnessError| NewSecretError::Hardness)?;
+                let secret = hardness.stretch(&passphrase.0).map_err(NewSecretError::Hardness)?;
                 (SlotKind::Passphrase(hardness), secret)
             }
             NewSecret::KeyFile(file) => (SlotKind::KeyFile, file.slot_secret()),

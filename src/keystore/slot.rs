@@ -14,6 +14,7 @@ use crate::{
     crypto::{
         OpenError,
         keys::{KeyBytes, KeystoreRoot, SlotAuthenticator},
+        passphrase::HardnessError,
         slot::{SealedKey, open_root, public_key, seal_root},
         wrap::{self, Wrapped},
     },
@@ -69,6 +70,8 @@ pub enum UnlockError {
     WrongSecret(SecretKind),
     /// A slot asks for more memory or time than hushfs ever uses, or less. Nothing was run.
     HostileParameters { slot: SlotId },
+    /// There is not enough memory to try a slot.
+    NoMemory { slot: SlotId, error: HardnessError },
     /// The secret is the right one for the slot, but the root sealed in it was changed, or put there by a stranger.
     DamagedSlot { slot: SlotId },
     /// The TPM does not give the slot's secret.
@@ -98,7 +101,8 @@ impl UnlockError {
             UnlockError::Format(_)
             | UnlockError::NoSuchSlot(_)
             | UnlockError::NoSlotOfKind(_)
-            | UnlockError::WrongSecret(_) => false,
+            | UnlockError::WrongSecret(_)
+            | UnlockError::NoMemory { .. } => false,
         }
     }
 }
@@ -121,6 +125,7 @@ impl fmt::Display for UnlockError {
                 f,
                 "slot {slot} asks for Argon2id parameters that hushfs never writes; the keystore was tampered with"
             ),
+            UnlockError::NoMemory { slot, error } => write!(f, "slot {slot}: {error}"),
             UnlockError::DamagedSlot { slot } => {
                 write!(
                     f,
@@ -169,6 +174,11 @@ pub fn try_slots(
         let secret = match unlock.secret_for(SlotOwner::Keystore(file.id()), slot.id, &slot.kind) {
             None => continue,
             Some(Err(error)) if error.is_final() => return Err(error),
+            // That others do not open says nothing of this one.
+            Some(Err(error @ UnlockError::NoMemory { .. })) => {
+                first_error = Some(error);
+                continue;
+            }
             Some(Err(error)) => {
                 first_error.get_or_insert(error);
                 continue;

@@ -12,6 +12,7 @@ use crate::{
     crypto::{
         OpenError,
         keys::{DataKey, KeyBytes, SlotSecret},
+        passphrase::HardnessError,
         wrap,
     },
     format::{
@@ -59,8 +60,8 @@ pub enum WayError {
     Key(KeyError),
     /// The encryption context has what it must not.
     Context(ContextError),
-    /// The parameters for a passphrase are out of range.
-    Hardness,
+    /// The passphrase cannot be stretched.
+    Hardness(HardnessError),
     /// Nothing can be sealed to the public key.
     Recipient,
     /// The key's holder did not wrap.
@@ -82,10 +83,11 @@ impl fmt::Display for WayError {
             WayError::Unlock(UnlockError::Remote { slot, provider, error }) => {
                 write!(f, "way {slot}: {provider}: {error}")
             }
+            WayError::Unlock(UnlockError::NoMemory { slot, error }) => write!(f, "way {slot}: {error}"),
             WayError::Unlock(error) => error.fmt(f),
             WayError::Key(error) => error.fmt(f),
             WayError::Context(error) => error.fmt(f),
-            WayError::Hardness => f.write_str("Argon2id parameters out of range"),
+            WayError::Hardness(error) => error.fmt(f),
             WayError::Recipient => f.write_str("nothing can be sealed to this recipient"),
             WayError::Remote { provider, error } => write!(f, "{provider}: {error}"),
         }
@@ -128,7 +130,7 @@ impl NewWay<'_> {
                 let (kind, secret) = new
                     .make(SlotOwner::File(file, &context), id)
                     .map_err(|error| match error {
-                        NewSecretError::Hardness => WayError::Hardness,
+                        NewSecretError::Hardness(error) => WayError::Hardness(error),
                         NewSecretError::Recipient => WayError::Recipient,
                         NewSecretError::Remote { provider, error } => WayError::Remote { provider, error },
                     })?;

@@ -6,6 +6,7 @@
 //! How long an answer counts is what [`freshness`](super::freshness) says of every key. But nobody asks while a file is only kept open: like an object, it
 //! is asked for when it is opened, and what is open is used until the key itself is refused, of which the [keeper](super::keeper) hears.
 
+mod questions;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 
+use self::questions::Questions;
 use super::{
     VaultError,
     freshness::{Limits, State, Watch},
@@ -67,6 +69,9 @@ pub trait FileCustodian: fmt::Debug + Send + Sync {
     ///
     /// The [`KeyError`] that says why not.
     fn unwrap(&self, key: KeyHandle, context: &Context, wrapped: &WrappedKey) -> Result<EpochKey, KeyError>;
+
+    /// Returns what a question for a key ends with that is not answered; nothing where nobody else is asked, so that there always is an answer.
+    fn unanswered(&self, key: KeyHandle) -> Option<KeyError>;
 }
 
 /// The secret of a file, and whether it may be used now.
@@ -218,6 +223,8 @@ pub struct OwnKeys {
     epochs: BTreeMap<Epoch, Vec<UnderKey>>,
     /// Keys whose holder did not answer, until when nobody asks again, and what was said of it.
     away: Mutex<BTreeMap<KeyId, (Duration, KeyError)>>,
+    /// What is being asked, in a mount.
+    questions: Questions,
     /// What was asked for lately.
     known: Mutex<LruCache<FileId, Arc<OwnAccess>>>,
     /// Secrets for new files of an epoch, made for who asked and not taken yet.
@@ -235,6 +242,7 @@ impl OwnKeys {
             clock: alarm::since_boot,
             epochs: BTreeMap::new(),
             away: Mutex::default(),
+            questions: Questions::default(),
             known: Mutex::new(LruCache::new(KEPT_MAX)),
             made: Mutex::default(),
         }
@@ -443,7 +451,8 @@ impl OwnKeys {
 
     fn make(&self, ask: &Ask) -> Result<NewOwnKey, VaultError> {
         let refused = |error| VaultError::EpochKey(ask.epoch, error);
-        let generated = self.with_custodian(ask.key, |custodian| custodian.generate(ask.key, &ask.context));
+        let (key, context) = (ask.key, ask.context.clone());
+        let generated = self.with_custodian(key, move |custodian| custodian.generate(key, &context));
         let (secret, wrapped) = generated.map_err(refused)?;
         let wrap = OwnWrap::new(ask.key.0, wrapped.into_bytes())
             .map_err(|error| VaultError::HeaderDamaged(ask.file, error))?;
@@ -460,22 +469,26 @@ impl OwnKeys {
 
     fn unwrap(&self, ask: &Ask, wrap: &OwnWrap) -> Result<EpochKey, KeyError> {
         let wrapped = WrappedKey::new(wrap.blob().to_vec()).map_err(|_| KeyError::Rejected { key: ask.key.0 })?;
-        self.with_custodian(ask.key, |custodian| custodian.unwrap(ask.key, &ask.context, &wrapped))
+        let (key, context) = (ask.key, ask.context.clone());
+        self.with_custodian(key, move |custodian| custodian.unwrap(key, &context, &wrapped))
     }
 
-    fn with_custodian<T>(
+    fn with_custodian<T: Send + 'static>(
         &self,
         key: KeyHandle,
-        act: impl FnOnce(&dyn FileCustodian) -> Result<T, KeyError>,
+        act: impl FnOnce(&dyn FileCustodian) -> Result<T, KeyError> + Send + 'static,
     ) -> Result<T, KeyError> {
         // A vault that never said that files may be without a bucket key has none that hushfs made.
-        let custodian = self.custodian.as_deref().ok_or(KeyError::Rejected { key: key.0 })?;
+        let custodian = self.custodian.clone().ok_or(KeyError::Rejected { key: key.0 })?;
         if let Some((until, error)) = self.away.lock().get(&key.0)
             && (self.clock)() < *until
         {
             return Err(*error);
         }
-        let answer = act(custodian);
+        let answer = match custodian.unanswered(key).filter(|_| !self.at_once) {
+            Some(unanswered) => self.questions.ask(key.0, unanswered, move || act(&*custodian)),
+            None => act(&*custodian),
+        };
         let mut away = self.away.lock();
         match &answer {
             Err(error) if error.is_transient() => drop(away.insert(key.0, ((self.clock)() + AWAY, *error))),

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use hushfs::{
@@ -12,7 +13,7 @@ use hushfs::{
     format::{layout::Layout, vault::UnverifiedVaultHeader},
     fs::{NameIn, ROOT},
     keystore::{KeyFile, LocalKeystore, NewKey, NewSecret},
-    vault::home::{Call, VaultHome},
+    vault::home::{Call, KeystoreHome, VaultHome},
 };
 use serde_json::Value;
 
@@ -199,7 +200,11 @@ fn deletion_is_scheduled_and_cancelled() {
     );
     assert_eq!(
         place.run(&format!("key reap {KEY} vault")),
-        given(0, "", "hushfs: no key is due\n")
+        given(
+            0,
+            "",
+            "hushfs: no key is due: `hushfs key describe KEY` says from when on one is\n"
+        )
     );
     let json = place.json(&format!("key describe --json {KEY} vault {id}"));
     assert_eq!(json["state"], "pending deletion");
@@ -239,7 +244,49 @@ fn long_ago(place: &Place) -> String {
             keystore.schedule_deletion(&key, 7, 1000)
         })
         .unwrap();
+    // Its last days have to be seen coming.
+    let later = 1000 + 2 * 24 * 60 * 60;
+    keystore
+        .change(later, Call::new("Test", Value::Null), |keystore| {
+            keystore.reap(later).map(drop)
+        })
+        .unwrap();
     key.to_string()
+}
+
+#[test]
+fn who_destroys_a_key_of_a_keystore_that_others_have_open_is_told() {
+    let place = Place::new();
+    let id = long_ago(&place);
+    fs::create_dir(place.path("keys")).unwrap();
+    fs::rename(place.path("vault/keystore.hush"), place.path("keys/keystore.hush")).unwrap();
+    let reaped = place.run(&format!("key reap {KEY} --keystore keys"));
+    assert_eq!(
+        reaped,
+        given(
+            0,
+            "",
+            &format!(
+                "hushfs: mounts and agents that have this keystore open cannot ask it any more: start them again soon, or their files end with ETIMEDOUT (`--key-max-stale`)\nhushfs: destroyed key {id}, alias/old\n"
+            )
+        )
+    );
+}
+
+#[test]
+fn a_keystore_that_was_stored_in_days_to_come_is_told_of() {
+    let place = Place::new();
+    let secret = KeyFile::new(vec![7; 32].into()).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    for (days, is_told) in [(3, true), (0, false)] {
+        let stored = now + days * 24 * 60 * 60;
+        let keystore = LocalKeystore::create("key file", &NewSecret::KeyFile(&secret), stored).unwrap();
+        drop(KeystoreHome::create(&place.path("keys"), keystore, stored).unwrap());
+        let listed = place.run(&format!("key list {KEY} --keystore keys"));
+        assert_eq!(listed.code, 0);
+        assert_eq!(listed.err.contains("which has not come yet"), is_told, "{}", listed.err);
+        fs::remove_dir_all(place.path("keys")).unwrap();
+    }
 }
 
 #[test]

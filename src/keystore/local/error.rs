@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    crypto::passphrase::HardnessError,
     format::keystore::{
         ALIASES_MAX, DESCRIPTION_LEN_MAX, KEYS_MAX, LABEL_LEN_MAX, SLOTS_MAX, SlotId, TAG_NAME_CHARS_MAX,
         TAG_VALUE_CHARS_MAX, TAGS_MAX, VAULTS_MAX,
@@ -34,8 +35,8 @@ pub enum KeystoreError {
     LastSlot { slot: SlotId },
     /// The public key or authenticator of this slot is none: nothing can be sealed to it. The slot must go first.
     UnusableSlot { slot: SlotId },
-    /// The Argon2id parameters for the new passphrase are out of range.
-    Hardness,
+    /// The new passphrase cannot be stretched.
+    Hardness(HardnessError),
     /// Nothing can be sealed to the recipient's public key.
     Recipient,
     /// Whoever holds the key that shall wrap a new slot's secret did not do so.
@@ -122,7 +123,7 @@ impl KeystoreError {
             | KeystoreError::NoSuchSlot { .. }
             | KeystoreError::LastSlot { .. }
             | KeystoreError::UnusableSlot { .. }
-            | KeystoreError::Hardness
+            | KeystoreError::Hardness(_)
             | KeystoreError::Recipient
             | KeystoreError::AuditSeed
             | KeystoreError::TooManyVaults { .. }
@@ -145,7 +146,7 @@ impl fmt::Display for KeystoreError {
                 "slot {slot} is the last; nothing would open the keystore without it: add another first"
             ),
             KeystoreError::UnusableSlot { slot } => write!(f, "slot {slot} cannot be sealed to; remove it first"),
-            KeystoreError::Hardness => f.write_str("Argon2id parameters out of range"),
+            KeystoreError::Hardness(error) => error.fmt(f),
             KeystoreError::Recipient => f.write_str("nothing can be sealed to the recipient: its public key is none"),
             KeystoreError::AuditSeed => {
                 f.write_str("the key of the audit log does not open: put the keystore back from a backup")

@@ -27,6 +27,9 @@ pub const DELETION_DAYS_DEFAULT: u64 = 30;
 /// The fewest and the most such days.
 const DELETION_DAYS: std::ops::RangeInclusive<u64> = 7..=30;
 
+/// The last days of these, whose beginning the keystore has to see: fewer than any wish leaves.
+const LAST_DAYS: u64 = 6;
+
 pub(super) const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 
 /// Names of tags that start so, in whichever case, are not the user's: hushfs has the ones, AWS the others.
@@ -185,7 +188,8 @@ impl LocalKeystore {
         Ok(())
     }
 
-    /// Says that a key shall be destroyed; it cannot be used from now on. Returns the earliest time of that.
+    /// Says that a key shall be destroyed; it cannot be used from now on. Returns the earliest time of that, which may become later: of
+    /// [`LAST_DAYS`] the keystore has to see the beginning.
     ///
     /// # Errors
     ///
@@ -198,6 +202,22 @@ impl LocalKeystore {
         let key = self.administer(key, action::SCHEDULE_KEY_DELETION, Allowed::NotPending)?;
         key.state = KeyState::PendingDeletion { date };
         Ok(date)
+    }
+
+    /// Puts off the destruction of keys whose last days have begun since a time, in which the clock may as well have jumped: one that was back when the wish was
+    /// made, and is right again, would leave nothing of the days in which the key may be missed.
+    pub(super) fn postpone_unseen(&mut self, before: u64) {
+        let last_days = LAST_DAYS * SECONDS_PER_DAY;
+        let earliest = self.body.last_time.saturating_add(last_days);
+        let was_far_off = |date: u64| date > before.saturating_add(last_days);
+        let is_postponed = |key: &KeyRecord| matches!(key.state, KeyState::PendingDeletion { date } if was_far_off(date) && date < earliest);
+        // Looked for first: what is changed is copied.
+        if !self.body.keys.iter().any(is_postponed) {
+            return;
+        }
+        for key in self.body.keys.iter_mut().filter(|key| is_postponed(key)) {
+            key.state = KeyState::PendingDeletion { date: earliest };
+        }
     }
 
     /// Says that a key shall not be destroyed after all. It is disabled then.
@@ -726,6 +746,7 @@ mod tests {
         keystore.cancel_deletion(&key).unwrap();
         assert_eq!(keystore.describe(&key).unwrap().state, KeyState::Disabled);
         assert_eq!(keystore.schedule_deletion(&key, 7, 1000), Ok(1000 + 7 * DAY));
+        keystore.encode(1000 + DAY).unwrap();
         assert_eq!(keystore.reap(1000 + 7 * DAY - 1), Ok(vec![]));
         let reaped = keystore.reap(1000 + 7 * DAY).unwrap();
         assert_eq!((reaped.len(), reaped[0].key), (1, key.0));
@@ -739,10 +760,55 @@ mod tests {
         // The clock says day 0, but day 20 was seen.
         let date = keystore.schedule_deletion(&key, 7, 1000).unwrap();
         assert_eq!(date, 1000 + 27 * DAY);
-        // Someone set it far ahead for a moment: that alone destroys nothing.
+        // Someone set it far ahead for a moment: that destroys nothing, then or later.
         keystore.encode(1000 + 999 * DAY).unwrap();
+        assert_eq!(keystore.reap(date), Ok(vec![]));
+        assert_eq!(keystore.reap(1000 + 1005 * DAY - 1), Ok(vec![]));
+        assert_eq!(keystore.reap(1000 + 1005 * DAY).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_clock_that_was_back_when_a_key_was_deleted_leaves_it_days_once_it_is_right() {
+        for looked_between in [false, true] {
+            let (mut keystore, key) = with_key();
+            // It is day 100, and the clock says 10.
+            assert_eq!(
+                keystore.schedule_deletion(&key, 30, 1000 + 10 * DAY),
+                Ok(1000 + 40 * DAY)
+            );
+            let right = 1000 + 100 * DAY;
+            if looked_between {
+                keystore.encode(right - 1).unwrap();
+            }
+            assert_eq!(keystore.reap(right), Ok(vec![]));
+            assert_eq!(keystore.reap(right + 6 * DAY - 2), Ok(vec![]));
+            assert_eq!(keystore.reap(right + 6 * DAY).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_comes_right_just_before_the_day_leaves_days_too() {
+        let (mut keystore, key) = with_key();
+        let date = keystore.schedule_deletion(&key, 7, 1000).unwrap();
         assert_eq!(keystore.reap(date - 1), Ok(vec![]));
-        assert_eq!(keystore.reap(date).unwrap().len(), 1);
+        assert_eq!(keystore.reap(date + 5 * DAY), Ok(vec![]));
+        assert_eq!(keystore.reap(date - 1 + 6 * DAY).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_keystore_that_is_looked_at_every_week_puts_a_destruction_off_once() {
+        let (mut keystore, key) = with_key();
+        let date = keystore.schedule_deletion(&key, 30, 1000).unwrap();
+        for week in 1..=4 {
+            assert_eq!(keystore.reap(1000 + week * 7 * DAY), Ok(vec![]));
+        }
+        let put_off = 1000 + 34 * DAY;
+        assert_eq!(
+            keystore.describe(&key).unwrap().state,
+            KeyState::PendingDeletion { date: put_off }
+        );
+        assert!(put_off < date + 7 * DAY);
+        assert_eq!(keystore.reap(1000 + 35 * DAY).unwrap().len(), 1);
     }
 
     #[test]
@@ -756,6 +822,7 @@ mod tests {
         let (_, lost) = keystore.generate(&key, &epoch(1)).unwrap();
         keystore.add_slot("two", &NewSecret::KeyFile(&key_file(2)), 1).unwrap();
         keystore.schedule_deletion(&key, 7, 1).unwrap();
+        keystore.encode(1000 + 2 * DAY).unwrap();
         let old_file = keystore.encode(1).unwrap();
         let reaped = keystore.reap(1000 + 8 * DAY).unwrap();
         assert_eq!(reaped[0].aliases, ["alias/a", "alias/c"]);
@@ -788,6 +855,7 @@ mod tests {
         keystore.add_slot("bad", &NewSecret::KeyFile(&key_file(2)), 1).unwrap();
         keystore.body.slots[1].public_key = vec![0xFF; 1216];
         keystore.schedule_deletion(&key, 7, 1000).unwrap();
+        keystore.encode(1000 + 2 * DAY).unwrap();
         assert_eq!(
             keystore.reap(1000 + 8 * DAY),
             Err(KeystoreError::UnusableSlot { slot: SlotId(2) })

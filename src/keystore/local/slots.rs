@@ -137,7 +137,7 @@ impl LocalKeystore {
 
     fn seal_slot(&self, draft: &SlotDraft<'_>) -> Result<Slot, KeystoreError> {
         draft.seal(self.body.id, &self.root).map_err(|error| match error {
-            NewSecretError::Hardness => KeystoreError::Hardness,
+            NewSecretError::Hardness(error) => KeystoreError::Hardness(error),
             NewSecretError::Recipient => KeystoreError::Recipient,
             NewSecretError::Remote { provider, error } => KeystoreError::RemoteSlot { provider, error },
         })

@@ -2,11 +2,12 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
+    crypto::passphrase::HardnessError,
     format::keystore::{KeyState, Manager, SLOTS_MAX, slot_authenticator_aad},
-    ids::{Epoch, VaultId},
+    ids::{Epoch, FileId, VaultId},
     keystore::{
         custodian::check_custodian,
-        provider::{RemoteKeyState, memory::MemoryProvider},
+        provider::{ProviderError, RemoteKeyState, memory::MemoryProvider},
         recovery::RecoveryKey,
         secret::SecretKind,
         slot::{
@@ -238,6 +239,39 @@ fn a_replaced_slot_that_was_called_by_its_kind_is_called_by_the_new_one() {
 }
 
 #[test]
+fn a_wrap_that_does_not_open_is_no_wrap_whoever_holds_the_key() {
+    let (mut keystore, key, server) = with_remote_key();
+    let name = keystore.describe(&key).unwrap().remote.clone().unwrap();
+    let (_, wrapped) = keystore.generate(&key, &epoch(1)).unwrap();
+    server.set_spoiling(true);
+    let refused = KeyError::Commitment { key: key.0 };
+    assert_eq!(keystore.generate(&key, &epoch(2)).map(drop), Err(refused));
+    let secret = EpochKey::new(random::locked_key());
+    assert_eq!(keystore.wrap(&key, &epoch(2), &secret).map(drop), Err(refused));
+    let moved = keystore.rewrap(&key, &epoch(1), &wrapped, &key, &epoch(2));
+    assert_eq!(moved.map(drop), Err(refused));
+    let file = Context::for_file(FileId([1; 16]));
+    assert_eq!(
+        keystore.generate(&key, &file).map(drop),
+        Err(refused),
+        "a way into a sealed file"
+    );
+    let slot = NewSecret::RemoteKey {
+        key: &name,
+        provider: &*server,
+    };
+    let error = ProviderError::Commitment;
+    let provider = server.name();
+    assert_eq!(
+        keystore.add_slot("kms", &slot, 1),
+        Err(KeystoreError::RemoteSlot { provider, error })
+    );
+    // A call for each file of a vault is enough.
+    let file = Context::for_file_of(VaultId([1; 16]), FileId([1; 16]));
+    assert!(keystore.generate(&key, &file).is_ok());
+}
+
+#[test]
 fn a_keystore_with_any_byte_flipped_is_refused() {
     let bytes = keystore().encode(1).unwrap();
     for at in (0..bytes.len()).step_by(7) {
@@ -374,7 +408,10 @@ fn a_change_that_is_refused_says_why() {
         keystore.add_slot("stick", &secret, 1),
         Err(KeystoreError::LabelTaken { slot: first })
     );
-    assert_eq!(keystore.add_slot("easy", &too_easy, 1), Err(KeystoreError::Hardness));
+    assert_eq!(
+        keystore.add_slot("easy", &too_easy, 1),
+        Err(KeystoreError::Hardness(HardnessError::OutOfRange))
+    );
     assert_eq!(
         keystore.remove_slot(first, 1),
         Err(KeystoreError::LastSlot { slot: first })

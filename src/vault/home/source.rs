@@ -16,6 +16,7 @@ use super::{
 use crate::{
     crypto::keys::EpochKey,
     format::{
+        FormatError,
         name::KEYSTORE,
         vault::{CustodianKind, EpochRecord, VaultHeader},
     },
@@ -170,6 +171,16 @@ impl FileCustodian for KeyAsker {
     fn unwrap(&self, key: KeyHandle, context: &Context, wrapped: &WrappedKey) -> Result<EpochKey, KeyError> {
         self.ask(key, |custodian| custodian.unwrap(&key, context, wrapped))
     }
+
+    fn unanswered(&self, key: KeyHandle) -> Option<KeyError> {
+        match self {
+            KeyAsker::Keystore(source) => {
+                let provider = source.lock().holder(key.0)?;
+                Some(KeyError::Unavailable { key: key.0, provider })
+            }
+            KeyAsker::Agent(_) => Some(AgentClient::away(key.0)),
+        }
+    }
 }
 
 /// The epochs of a vault, as its header had them when it was opened.
@@ -247,13 +258,16 @@ impl KeystoreSource {
 
     /// Returns the first of an epoch's keys that a key server or an HSM holds.
     fn remote_key(&self, epoch: Epoch) -> Option<(KeyId, &'static str)> {
-        self.epochs.record(epoch).wraps.iter().find_map(|wrap| {
-            let key = self.keystore.keys().iter().find(|key| key.id == wrap.key)?;
-            let holder = match self.keystore.providers().of(key.remote.as_ref()?) {
-                Ok(provider) => provider.name(),
-                Err(missing) => missing.0,
-            };
-            Some((key.id, holder))
+        let mut wraps = self.epochs.record(epoch).wraps.iter();
+        wraps.find_map(|wrap| Some((wrap.key, self.holder(wrap.key)?)))
+    }
+
+    /// Returns who holds a key; nothing of one that is in the keystore itself.
+    fn holder(&self, key: KeyId) -> Option<&'static str> {
+        let key = self.keystore.keys().iter().find(|other| other.id == key)?;
+        Some(match self.keystore.providers().of(key.remote.as_ref()?) {
+            Ok(provider) => provider.name(),
+            Err(missing) => missing.0,
         })
     }
 
@@ -267,7 +281,11 @@ impl KeystoreSource {
             }
             // Whoever holds back what is new can do so without this: what is known stays.
             Ok(None) => log::warn!("{KEYSTORE}: an older one was put back; what the newer one said counts"),
-            Err(error) => return Err(format!("{error}: if slots were changed, mount again")),
+            // Who took a slot away, or a key out of it, has given it another root.
+            Err(FormatError::NotAuthentic) => {
+                return Err("a slot was removed or changed since, or keys were destroyed (`hushfs key reap`), or it is damaged: mount again".into());
+            }
+            Err(error) => return Err(error.to_string()),
         }
         self.seen = Some(stamp);
         Ok(())

@@ -894,6 +894,9 @@ fn a_vault_whose_key_was_destroyed_says_so() {
         .change(100, call(), |keystore| keystore.schedule_deletion(&key, 7, 100))
         .unwrap();
     keystore
+        .change(2 * day, call(), |keystore| keystore.reap(2 * day).map(drop))
+        .unwrap();
+    keystore
         .change(8 * day, call(), |keystore| keystore.reap(8 * day).map(drop))
         .unwrap();
     drop(open);

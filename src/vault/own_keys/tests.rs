@@ -66,6 +66,32 @@ impl FileCustodian for Holder {
         let take = |bytes: &[u8; 32]| EpochKey::new(LockedKey::copy_of(bytes));
         self.key.unwrap(&context.encode(), &wrapped, take).map_err(|_| rejected)
     }
+
+    fn unanswered(&self, _: KeyHandle) -> Option<KeyError> {
+        Some(AWAY_ERROR)
+    }
+}
+
+/// Who has a key, and never answers.
+#[derive(Debug)]
+struct Silent;
+
+impl FileCustodian for Silent {
+    fn generate(&self, _: KeyHandle, _: &Context) -> Result<(EpochKey, WrappedKey), KeyError> {
+        loop {
+            std::thread::park();
+        }
+    }
+
+    fn unwrap(&self, _: KeyHandle, _: &Context, _: &WrappedKey) -> Result<EpochKey, KeyError> {
+        loop {
+            std::thread::park();
+        }
+    }
+
+    fn unanswered(&self, _: KeyHandle) -> Option<KeyError> {
+        Some(AWAY_ERROR)
+    }
 }
 
 /// The secrets of a vault with one epoch, under a key with a pair of its own in the context.
@@ -245,6 +271,17 @@ fn who_does_not_answer_is_not_missed_for_a_while_and_not_asked_all_the_time() {
     holder.says(None);
     keys.ask(&needed(keys.confirm(new.file, &access))).unwrap();
     access.check().unwrap();
+}
+
+#[test]
+fn who_never_answers_is_as_one_who_is_away() {
+    let (mut keys, _) = deferred();
+    keys.set_custodian(Arc::new(Silent));
+    keys.questions.wait = Duration::from_millis(1);
+    let ask = needed(keys.for_new_file(EPOCH));
+    assert_eq!(refusal(keys.ask(&ask)), AWAY_ERROR);
+    assert!(keys.away.lock().contains_key(&KEY), "the next one does not wait");
+    assert_eq!(refusal(keys.ask(&ask)), AWAY_ERROR);
 }
 
 #[test]
