@@ -86,6 +86,12 @@ pub enum CliError {
     NothingToRemove,
     /// What is to be removed is a symbolic link.
     LinkToRemove { path: PathBuf },
+    /// A symbolic link is not resealed.
+    LinkToReseal { path: PathBuf },
+    /// Another process is resealing a file.
+    ResealedElsewhere { path: PathBuf },
+    /// A file that was to be resealed is not the one that was read.
+    NotResealed { path: PathBuf },
     /// What is to be removed is the key file that opens what was made of it.
     KeyToRemove { path: PathBuf },
     /// A file that was to be removed is not the one that was read.
@@ -271,7 +277,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Open(error) => open_code(error),
-            CliError::Create(CreateError::InUse { .. }) => IN_USE,
+            CliError::Create(CreateError::InUse { .. }) | CliError::ResealedElsewhere { .. } => IN_USE,
             CliError::Create(CreateError::Key(error)) => key_code(error),
             CliError::Create(CreateError::Keystore(error)) => keystore_code(error),
             CliError::Create(CreateError::Audit(error)) => audit_code(error),
@@ -308,6 +314,7 @@ impl CliError {
             | CliError::NoOutputName { .. }
             | CliError::NothingToRemove
             | CliError::LinkToRemove { .. }
+            | CliError::LinkToReseal { .. }
             | CliError::KeyToRemove { .. }
             | CliError::OnlyWithKeystore { .. }
             | CliError::FileAuditInVault
@@ -380,6 +387,7 @@ impl CliError {
             | CliError::DeviceLeftOut { .. }
             | CliError::Exchanged { .. }
             | CliError::ChangedMeanwhile { .. }
+            | CliError::NotResealed { .. }
             | CliError::NoSuchWay { .. }
             | CliError::LastWay { .. }
             | CliError::SeveralNames { .. }
@@ -709,6 +717,19 @@ impl fmt::Display for CliError {
             CliError::LinkToRemove { path } => write!(
                 f,
                 "{}: a symbolic link, and --remove removes files: name the file itself",
+                path.display()
+            ),
+            CliError::LinkToReseal { path } => write!(
+                f,
+                "{}: a symbolic link, which `reseal` would replace by a file: name the file itself",
+                path.display()
+            ),
+            CliError::ResealedElsewhere { path } => {
+                write!(f, "{}: is being resealed by another process: try again", path.display())
+            }
+            CliError::NotResealed { path } => write!(
+                f,
+                "{}: was changed meanwhile, and not resealed: try again",
                 path.display()
             ),
             CliError::KeyToRemove { path } => write!(

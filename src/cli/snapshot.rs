@@ -61,8 +61,9 @@ pub fn take(args: &SnapshotArgs) -> CliResult {
     )
     .map_err(failed)?;
     out.flush().map_err(|error| failed(error.into()))?;
-    let output = out.into_inner().map_err(|error| failed(error.into_error().into()))?;
-    output.finish(None)?;
+    let mut output = out.into_inner().map_err(|error| failed(error.into_error().into()))?;
+    output.make_durable(None)?;
+    output.finish()?;
     drop(progress);
     if in_use {
         eprintln!("hushfs: the vault was in use: what was written meanwhile may be listed as before or after");
