@@ -359,6 +359,50 @@ fn nothing_half_is_left_when_it_is_stopped() {
 }
 
 #[test]
+fn a_key_that_cannot_be_written_leaves_no_file() {
+    let place = Place::with_vault();
+    let names = place.names();
+    for command in [
+        "recipient generate new",
+        "slot add --key-file key --new-key-file new --generate vault",
+    ] {
+        // As on a full disk.
+        let script = format!("trap '' XFSZ; ulimit -f 0; exec \"$0\" {command}");
+        let ended = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_hushfs")])
+            .current_dir(place.path("."))
+            .output()
+            .unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{command}");
+        assert_eq!(place.names(), names, "{command}");
+        assert_eq!(place.run(command).code, 0, "{command}");
+        fs::remove_file(place.path("new")).unwrap();
+    }
+}
+
+#[test]
+fn a_file_is_sealed_into_a_directory_that_cannot_be_read() {
+    let place = Place::new();
+    place.write("report", &content());
+    fs::create_dir(place.path("drop")).unwrap();
+    fs::set_permissions(place.path("drop"), Permissions::from_mode(0o733)).unwrap();
+    // Root could read it.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hushfs"));
+    command.args(["seal", "--remove", "--key-file", "key", "-o", "drop/x", "report"]);
+    command.current_dir(place.path("."));
+    if rustix::process::geteuid().is_root() {
+        fs::set_permissions(place.0.path(), Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(place.path("key"), Permissions::from_mode(0o644)).unwrap();
+        command.uid(65534).gid(65534);
+    } else {
+        fs::set_permissions(place.path("drop"), Permissions::from_mode(0o300)).unwrap();
+    }
+    assert_eq!(place.run_with(&mut command), done());
+    fs::set_permissions(place.path("drop"), Permissions::from_mode(0o700)).unwrap();
+    assert!(place.path("drop/x").exists() && !place.path("report").exists());
+}
+
+#[test]
 fn a_partner_opens_what_was_sealed_for_them_until_they_are_dropped() {
     let place = Place::new();
     place.identity("ann");
