@@ -349,7 +349,7 @@ impl CliError {
             CliError::Agent(_) => FAILED,
             CliError::DamageFound | CliError::NotRewrapped { .. } | CliError::EntriesLeftOut { .. } => DAMAGE,
             CliError::Record(RecordError::Newer { .. }) => NEWER,
-            CliError::Record(RecordError::Busy { .. }) => IN_USE,
+            CliError::Record(RecordError::Busy { .. } | RecordError::InUse { .. }) => IN_USE,
             CliError::Record(_) | CliError::NoRecord { .. } => FAILED,
             CliError::WhichRecord
             | CliError::RecordInVault { .. }

@@ -10,6 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
 use super::table::Table;
 use crate::{
     backing::{BackingFile, Dir, Storage},
@@ -58,6 +63,11 @@ pub enum RecordError {
         /// The directory.
         path: PathBuf,
     },
+    /// A mount, or another command, uses it.
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The vault could not be made durable, and a record must not be ahead of it.
     Vault(io::Error),
 }
@@ -70,6 +80,11 @@ impl fmt::Display for RecordError {
             RecordError::Busy { path } => {
                 write!(f, "the records in {} are locked by another process", path.display())
             }
+            RecordError::InUse { path } => write!(
+                f,
+                "the record {} is in use, and would be written again: unmount the vault first",
+                path.display()
+            ),
             RecordError::Vault(source) => write!(f, "nothing is recorded, since the vault cannot be synced: {source}"),
         }
     }
@@ -80,7 +95,7 @@ impl std::error::Error for RecordError {
         match self {
             RecordError::Io { source, .. } | RecordError::Vault(source) => Some(source),
             RecordError::Newer { source, .. } => Some(source),
-            RecordError::Busy { .. } => None,
+            RecordError::Busy { .. } | RecordError::InUse { .. } => None,
         }
     }
 }
@@ -195,7 +210,9 @@ impl Store {
         )))
     }
 
+    /// Begins to read the record's file, which is held from now on.
     fn unread(path: &Path, dir: Dir, vault: VaultId, file: BackingFile) -> Self {
+        hold(&file);
         Store {
             path: path.to_owned(),
             dir,
@@ -219,7 +236,7 @@ impl Store {
         }
     }
 
-    /// Removes the record of a vault, and what was put aside of it; tells whether there was one.
+    /// Removes the record of a vault, and what was put aside of it; tells whether there was one. Whoever uses it would write it again.
     pub fn forget(path: &Path, vault: VaultId) -> Result<bool, RecordError> {
         let failed = |source| RecordError::Io {
             path: path.to_owned(),
@@ -230,6 +247,13 @@ impl Store {
             opened => opened.map_err(failed)?,
         };
         let _lock = lock(&dir, path)?;
+        if let Some((file, _)) = find(&dir, vault, true).map_err(failed)?
+            && flock(file.fd(), FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+        {
+            return Err(RecordError::InUse {
+                path: path.join(file_name(vault)),
+            });
+        }
         let mut removed = false;
         for name in [kept_name(vault), file_name(vault)] {
             match dir.unlink(&name) {
@@ -293,6 +317,7 @@ impl Store {
             .and_then(|one| Ok(one != ino(&self.file)?))
             .map_err(self.failed())?;
         if is_other {
+            hold(&file);
             self.file = file;
             self.end = 0;
         } else if self.file.len().map_err(self.failed())? == self.end {
@@ -402,6 +427,7 @@ impl Store {
             end: self.end,
             mac: self.mac,
         } = written;
+        hold(&self.file);
         Ok(())
     }
 }
@@ -420,6 +446,11 @@ fn file_name(vault: VaultId) -> String {
 /// Returns the name of a record that was put aside.
 fn kept_name(vault: VaultId) -> String {
     format!("{}.damaged", file_name(vault))
+}
+
+/// Has a record's file not be forgotten while it is open. Who would do that locks its directory first, as whoever opens it; where there are no locks, it is.
+fn hold(file: &BackingFile) {
+    let _ = flock(file.fd(), FlockOperation::NonBlockingLockShared);
 }
 
 /// What there is of a record.

@@ -411,8 +411,27 @@ fn a_record_that_was_removed_meanwhile_is_written_anew() {
     record.note(&seen(2, 5, 6));
     write(&record);
     assert_eq!(bench.record().size().files, 2);
-    assert!(Record::forget(&bench.vault, bench.dir.path()).unwrap());
-    assert!(!Record::forget(&bench.vault, bench.dir.path()).unwrap());
+}
+
+#[test]
+fn a_record_in_use_is_not_forgotten() {
+    let bench = Bench::new();
+    let forget = || Record::forget(&bench.vault, bench.dir.path());
+    let (record, _) = bench.open();
+    assert!(matches!(forget(), Err(RecordError::InUse { .. })));
+    fs::remove_file(bench.file()).unwrap();
+    record.note(&seen(2, 5, 6));
+    write(&record);
+    assert!(
+        matches!(forget(), Err(RecordError::InUse { .. })),
+        "it was written anew"
+    );
+    drop(record);
+    let looked_at = Record::open_read_only(&bench.vault, bench.dir.path(), true).unwrap();
+    assert!(matches!(forget(), Err(RecordError::InUse { .. })));
+    drop(looked_at);
+    assert!(forget().unwrap());
+    assert!(!forget().unwrap());
 }
 
 #[test]
