@@ -281,7 +281,9 @@ impl CliError {
             CliError::Create(CreateError::Key(error)) => key_code(error),
             CliError::Create(CreateError::Keystore(error)) => keystore_code(error),
             CliError::Create(CreateError::Audit(error)) => audit_code(error),
-            CliError::Create(CreateError::Record(error)) | CliError::Change(error) => change_code(error),
+            CliError::Create(CreateError::Record(error) | CreateError::Log(error)) | CliError::Change(error) => {
+                change_code(error)
+            }
             CliError::Mount(error) => mount_code(error),
             CliError::NotMounted { .. } | CliError::MountpointInVault { .. } => BAD_MOUNTPOINT,
             CliError::View { error, .. } if error.key_error().is_some() => error.key_error().map_or(DAMAGE, key_code),
