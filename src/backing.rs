@@ -13,4 +13,4 @@ pub mod process;
 pub use descent::Descent;
 pub use dir::{Dir, DirStream, RawEntry};
 pub use entry::Entry;
-pub use file::{BackingFile, FilePlace, ShortWrite, Storage, mtime_of};
+pub use file::{BackingFile, FilePlace, ShortWrite, Storage, is_settled, mtime_of};

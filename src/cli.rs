@@ -32,6 +32,7 @@ mod view;
 
 use std::{
     ffi::OsString,
+    fmt,
     io::{self, Write},
     path::Path,
     process::ExitCode,
@@ -78,7 +79,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if let Some(message) = error.message() {
-                eprintln!("hushfs: {message}");
+                say(format_args!("{message}"));
             }
             ExitCode::from(if is_check {
                 error.check_code()
@@ -209,6 +210,11 @@ fn print(bytes: &[u8]) -> CliResult {
     out.write_all(bytes)
         .and_then(|()| out.flush())
         .map_err(CliError::Output)
+}
+
+/// Writes a line to standard error. Nothing comes of it where that cannot be written, as on a full disk: what was done is done, and the exit code tells.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "hushfs: {line}");
 }
 
 #[cfg(test)]

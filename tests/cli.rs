@@ -1422,6 +1422,27 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 }
 
 #[test]
+fn what_cannot_be_said_changes_nothing_that_is_done() {
+    let place = Place::with_vault();
+    place.fill();
+    for (command, code) in [
+        ("vault rotate --key-file key vault", 0),
+        ("rewrap --retire --key-file key vault", 0),
+        ("fsck --key-file key vault", 0),
+        ("verify --key-file key vault", 0),
+        ("slot remove --key-file key vault 9", 1),
+    ] {
+        let mut command = place.command(&command.split(' ').collect::<Vec<_>>());
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = command.stderr(full).output().unwrap();
+        assert_eq!(ended.status.code(), Some(code), "{command:?}");
+    }
+    // Retired too.
+    let again = place.run("rewrap --retire --key-file key vault");
+    assert!(again.err.contains("0 epochs retired"), "{again:?}");
+}
+
+#[test]
 fn a_passphrase_can_come_through_a_pipe_of_any_number() {
     let place = Place::new();
     place.run(&format!("init {KDF} --passfile pass vault"));

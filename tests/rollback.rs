@@ -15,6 +15,8 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
 };
 
 use support::{Bench, HUSHFS, can_mount};
@@ -881,6 +883,8 @@ fn a_snapshot_by_an_older_one_says_the_same() {
         fs::write(mnt.join(format!("file {i}")), "one\n").unwrap();
     }
     machine.bench.unmount();
+    // What was written just before is not taken over.
+    thread::sleep(Duration::from_secs(3));
     machine.take("first", &[]);
     machine.bench.mount_again();
     edit(&mnt.join("file 7"));

@@ -189,6 +189,14 @@ impl BackingFile {
     }
 }
 
+/// The longest that two changes of a file may be apart and have one time: that of FAT. Of ext4 with small inodes it is a second.
+const TICK_SECONDS_MAX: i64 = 2;
+
+/// Tells whether a file was changed so long before a time, in seconds since 1970, that a change from then on gives it another time of change.
+pub fn is_settled(stat: &Stat, at: u64) -> bool {
+    i64::try_from(at).is_ok_and(|at| stat.st_ctime.saturating_add(TICK_SECONDS_MAX) <= at)
+}
+
 /// Returns when a file was last modified.
 pub fn mtime_of(stat: &Stat) -> Timespec {
     Timespec {

@@ -16,7 +16,7 @@ use super::{
     },
     error::CliError,
     info::print_json,
-    open, print, process, text,
+    open, print, process, say, text,
 };
 use crate::{
     format::audit::Line,
@@ -37,7 +37,9 @@ pub fn show(args: &AuditShowArgs) -> CliResult {
         }
     })?;
     out.flush().map_err(CliError::Output)?;
-    eprintln!("hushfs: nothing of this was verified: `hushfs audit verify` does that");
+    say(format_args!(
+        "nothing of this was verified: `hushfs audit verify` does that"
+    ));
     Ok(())
 }
 
@@ -62,7 +64,9 @@ pub fn export(args: &AuditExportArgs) -> CliResult {
     writeln!(out, "{end}")
         .and_then(|()| out.flush())
         .map_err(CliError::Output)?;
-    eprintln!("hushfs: nothing of this was verified: `hushfs audit verify` does that");
+    say(format_args!(
+        "nothing of this was verified: `hushfs audit verify` does that"
+    ));
     Ok(())
 }
 
@@ -111,11 +115,11 @@ pub fn verify(args: &AuditVerifyArgs) -> CliResult {
             Some(_) => "whether its end was cut off cannot be told".to_owned(),
             None => format!("the keystore itself knows them up to {}", verified.head.seq),
         };
-        eprintln!(
-            "hushfs: {} as written, the last is {}; {known}",
+        say(format_args!(
+            "{} as written, the last is {}; {known}",
             text::count(verified.good, "record"),
             verified.last.map_or_else(|| "none".to_owned(), |last| last.to_string()),
-        );
+        ));
     }
     if is_damaged { Err(CliError::DamageFound) } else { Ok(()) }
 }
@@ -126,7 +130,7 @@ pub fn on(args: &AuditOnArgs) -> CliResult {
     // Nothing is rotated by the way, which a log that is damaged would not let through.
     let mut store = open::open_store_exclusively(store.vault.as_deref(), &store.unlock)?;
     if !store.keystore_mut()?.audit_on(args.new_log, process::now())? {
-        eprintln!("hushfs: it is on already");
+        say(format_args!("it is on already"));
     }
     Ok(())
 }
@@ -186,7 +190,7 @@ fn each_record(args: &AuditFilterArgs, mut act: impl FnMut(u64, Value) -> io::Re
             Some((seq, record)) => act(seq, record).map_err(CliError::Output)?,
             None => {
                 let path = text::printable(reader.path().as_os_str().as_encoded_bytes());
-                eprintln!("hushfs: {path}: line {number}: no record");
+                say(format_args!("{path}: line {number}: no record"));
             }
         }
     }

@@ -79,7 +79,7 @@ pub fn verify(args: &VerifyArgs) -> CliResult {
     let verified = verified.map_err(in_vault)?;
     let was_interrupted = interrupted.load(Ordering::Relaxed);
     if let Some(resume) = resume {
-        resume.close(was_interrupted)?;
+        resume.close(was_interrupted || report.is_cut_off())?;
     }
     let of = |read: u64, all: u64, what: &str| match args.sample {
         Some(_) => format!("{read} of {}", text::count(all, what)),

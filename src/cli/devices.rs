@@ -25,7 +25,7 @@ use super::{
     CliResult,
     args::{DeviceArgs, NewDeviceArgs},
     error::CliError,
-    secret,
+    say, secret,
 };
 use crate::keystore::{
     KeyFile, Provider, Providers,
@@ -180,11 +180,11 @@ pub fn read_small(path: &Path) -> CliResult<Zeroizing<Vec<u8>>> {
 pub fn check_share_code(args: &DeviceArgs, codes: &[ShareCode]) -> CliResult {
     let Some(told) = &args.share_code else {
         let codes: Vec<_> = codes.iter().map(ShareCode::to_string).collect();
-        eprintln!(
-            "hushfs: warning: whoever can write to a vault can make one that this identity opens: ask who shared it \
+        say(format_args!(
+            "warning: whoever can write to a vault can make one that this identity opens: ask who shared it \
              whether the share code is {}, then give it with --share-code",
             codes.join(" or ")
-        );
+        ));
         return Ok(());
     };
     match ShareCode::from_text(told) {

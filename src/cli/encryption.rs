@@ -17,7 +17,7 @@ use super::{
     epochs::say_epoch,
     error::CliError,
     info::print_json,
-    keys, open, print, process, secret, text,
+    keys, open, print, process, say, secret, text,
 };
 use crate::{
     crypto::block::Suite,
@@ -262,7 +262,9 @@ pub fn set(args: &EncryptionSetArgs) -> CliResult {
     let directory = locate_directory(&open, path)?;
     open.set_directory_key(directory.directory(), (key, context), bucket_key, process::now())?;
     let epoch = open.vault.key_of_new_files_in(&directory.directories).epoch;
-    eprintln!("hushfs: new files there use epoch {epoch}; `hushfs rewrap --key` gives the key to those that are there");
+    say(format_args!(
+        "new files there use epoch {epoch}; `hushfs rewrap --key` gives the key to those that are there"
+    ));
     Ok(())
 }
 
@@ -279,9 +281,9 @@ pub fn set_bucket_key(args: &BucketKeyArgs) -> CliResult {
         }
     };
     let (with, word) = if on { ("with", "on") } else { ("without", "off") };
-    eprintln!(
-        "hushfs: new files{there} use epoch {epoch} {with} a bucket key; `hushfs rewrap --bucket-key {word}` changes those that are there"
-    );
+    say(format_args!(
+        "new files{there} use epoch {epoch} {with} a bucket key; `hushfs rewrap --bucket-key {word}` changes those that are there"
+    ));
     Ok(())
 }
 
@@ -299,7 +301,7 @@ pub fn unset(args: &EncryptionUnsetArgs) -> CliResult {
         }
     };
     let had = text::count(count as u64, "directory");
-    eprintln!("hushfs: {had} had a key of its own; files keep theirs");
+    say(format_args!("{had} had a key of its own; files keep theirs"));
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use super::{
     error::CliError,
     open, process,
     progress::Progress,
-    text,
+    say, text,
 };
 use crate::{
     ids::Epoch,
@@ -19,7 +19,9 @@ use crate::{
 
 /// Says which epoch new files use.
 pub fn say_epoch(epoch: Epoch) {
-    eprintln!("hushfs: new files use epoch {epoch}; `hushfs rewrap` moves the others to it");
+    say(format_args!(
+        "new files use epoch {epoch}; `hushfs rewrap` moves the others to it"
+    ));
 }
 
 /// Makes a new epoch.
@@ -62,13 +64,15 @@ pub fn rewrap(args: &RewrapArgs) -> CliResult {
     let already = outcome.current;
     match target {
         Target::OwnKey if !open.header().chains.is_empty() => {
-            eprintln!("hushfs: {moved} moved to the newest epoch of their key, {already} of it already");
+            say(format_args!(
+                "{moved} moved to the newest epoch of their key, {already} of it already"
+            ));
         }
         Target::OwnKey => {
             let epoch = open.header().current;
-            eprintln!("hushfs: {moved} moved to epoch {epoch}, {already} of it already");
+            say(format_args!("{moved} moved to epoch {epoch}, {already} of it already"));
         }
-        Target::Epoch(epoch) => eprintln!("hushfs: {moved} moved to epoch {epoch}, {already} of it already"),
+        Target::Epoch(epoch) => say(format_args!("{moved} moved to epoch {epoch}, {already} of it already")),
     }
     if !outcome.is_complete() {
         return Err(CliError::NotRewrapped {
@@ -77,7 +81,7 @@ pub fn rewrap(args: &RewrapArgs) -> CliResult {
     }
     if args.retire {
         let retired = open.retire_epochs_except(&outcome.used, process::now())?;
-        eprintln!("hushfs: {} retired", text::count(retired.len() as u64, "epoch"));
+        say(format_args!("{} retired", text::count(retired.len() as u64, "epoch")));
         if outcome.without_bucket_key == 0 {
             open.end_without_bucket_key()?;
         }
@@ -127,9 +131,9 @@ pub fn say_failures(outcome: &Outcome) {
         match &failure.path {
             Some(path) => {
                 let path = text::printable(path.as_os_str().as_encoded_bytes());
-                eprintln!("hushfs: {path} ({disk_path}): {problem}");
+                say(format_args!("{path} ({disk_path}): {problem}"));
             }
-            None => eprintln!("hushfs: {disk_path}: {problem}"),
+            None => say(format_args!("{disk_path}: {problem}")),
         }
     }
 }

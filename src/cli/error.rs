@@ -87,6 +87,12 @@ pub enum CliError {
     NothingToRemove,
     /// What is to be removed is a symbolic link.
     LinkToRemove { path: PathBuf },
+    /// A symbolic link is not resealed.
+    LinkToReseal { path: PathBuf },
+    /// Another process is resealing a file.
+    ResealedElsewhere { path: PathBuf },
+    /// A file that was to be resealed is not the one that was read.
+    NotResealed { path: PathBuf },
     /// What is to be removed is the key file that opens what was made of it.
     KeyToRemove { path: PathBuf },
     /// A file that was to be removed is not the one that was read.
@@ -274,11 +280,13 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Open(error) => open_code(error),
-            CliError::Create(CreateError::InUse { .. }) => IN_USE,
+            CliError::Create(CreateError::InUse { .. }) | CliError::ResealedElsewhere { .. } => IN_USE,
             CliError::Create(CreateError::Key(error)) => key_code(error),
             CliError::Create(CreateError::Keystore(error)) => keystore_code(error),
             CliError::Create(CreateError::Audit(error)) => audit_code(error),
-            CliError::Create(CreateError::Record(error)) | CliError::Change(error) => change_code(error),
+            CliError::Create(CreateError::Record(error) | CreateError::Log(error)) | CliError::Change(error) => {
+                change_code(error)
+            }
             CliError::Mount(error) => mount_code(error),
             CliError::NotMounted { .. } | CliError::MountpointInVault { .. } => BAD_MOUNTPOINT,
             CliError::View { error, .. } if error.key_error().is_some() => error.key_error().map_or(DAMAGE, key_code),
@@ -316,6 +324,7 @@ impl CliError {
             | CliError::NoOutputName { .. }
             | CliError::NothingToRemove
             | CliError::LinkToRemove { .. }
+            | CliError::LinkToReseal { .. }
             | CliError::KeyToRemove { .. }
             | CliError::OnlyWithKeystore { .. }
             | CliError::FileAuditInVault
@@ -350,7 +359,7 @@ impl CliError {
             CliError::Agent(_) => FAILED,
             CliError::DamageFound | CliError::NotRewrapped { .. } | CliError::EntriesLeftOut { .. } => DAMAGE,
             CliError::Record(RecordError::Newer { .. }) => NEWER,
-            CliError::Record(RecordError::Busy { .. }) => IN_USE,
+            CliError::Record(RecordError::Busy { .. } | RecordError::InUse { .. }) => IN_USE,
             CliError::Record(_) | CliError::NoRecord { .. } => FAILED,
             CliError::WhichRecord
             | CliError::RecordInVault { .. }
@@ -388,6 +397,7 @@ impl CliError {
             | CliError::DeviceLeftOut { .. }
             | CliError::Exchanged { .. }
             | CliError::ChangedMeanwhile { .. }
+            | CliError::NotResealed { .. }
             | CliError::NoSuchWay { .. }
             | CliError::LastWay { .. }
             | CliError::SeveralNames { .. }
@@ -718,6 +728,19 @@ impl fmt::Display for CliError {
             CliError::LinkToRemove { path } => write!(
                 f,
                 "{}: a symbolic link, and --remove removes files: name the file itself",
+                path.display()
+            ),
+            CliError::LinkToReseal { path } => write!(
+                f,
+                "{}: a symbolic link, which `reseal` would replace by a file: name the file itself",
+                path.display()
+            ),
+            CliError::ResealedElsewhere { path } => {
+                write!(f, "{}: is being resealed by another process: try again", path.display())
+            }
+            CliError::NotResealed { path } => write!(
+                f,
+                "{}: was changed meanwhile, and not resealed: try again",
                 path.display()
             ),
             CliError::KeyToRemove { path } => write!(

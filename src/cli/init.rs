@@ -16,7 +16,7 @@ use super::{
 use crate::{
     format::layout::Layout,
     keystore::{LocalKeystore, NewSecret, Providers, RecoveryKey, local::DEFAULT_ALIAS},
-    vault::home::{CreateError, KeystoreHome, OpenVault, VaultHome},
+    vault::home::{CreateError, Form, KeystoreHome, VaultHome},
 };
 
 /// The name of the slot for a recovery key.
@@ -43,9 +43,8 @@ fn make_vault(args: &InitArgs) -> CliResult {
         return init_by_kms(args, key, layout);
     }
     let (keystore, recovery) = make_keystore(&args.vault, &args.secret, &args.kdf, args.recovery_key)?;
-    let create = || VaultHome::create(&args.vault, layout, keystore, process::now());
-    let open = secret::store_shown(recovery.as_ref(), create)?;
-    set_bucket_key(open, args)
+    let create = || VaultHome::create(&args.vault, form(args, layout), keystore, process::now());
+    secret::store_shown(recovery.as_ref(), create).map(drop)
 }
 
 /// Makes a vault that a key of AWS KMS opens, and whose epoch keys it wraps.
@@ -63,15 +62,15 @@ fn init_by_kms(args: &InitArgs, key: &str, layout: Layout) -> CliResult {
     let now = process::now();
     let keystore = LocalKeystore::create_for(&key, providers, (label, &secret), now)
         .map_err(|error| CliError::Create(CreateError::Keystore(error)))?;
-    set_bucket_key(VaultHome::create(&args.vault, layout, keystore, now)?, args)
+    VaultHome::create(&args.vault, form(args, layout), keystore, now)?;
+    Ok(())
 }
 
-/// Has a vault that was just made have no bucket key, if that is wanted.
-fn set_bucket_key(mut open: OpenVault, args: &InitArgs) -> CliResult {
-    if !args.bucket_key.is_on() {
-        open.set_bucket_key(false, process::now())?;
+fn form(args: &InitArgs, layout: Layout) -> Form {
+    Form {
+        layout,
+        bucket_key: args.bucket_key.is_on(),
     }
-    Ok(())
 }
 
 /// Makes a vault under a key of a keystore that there is, or that an agent holds.
@@ -86,8 +85,9 @@ fn init_under(args: &InitArgs, layout: Layout) -> CliResult {
     let store = open::open_store_for_change(None, &unlock)?;
     let key = args.key.as_deref().unwrap_or(DEFAULT_ALIAS);
     let key = store.keys.find_key(key)?;
-    let open = VaultHome::create_under(&args.vault, layout, store.keys, (key, context), process::now())?;
-    set_bucket_key(open, args)
+    let form = form(args, layout);
+    VaultHome::create_under(&args.vault, form, store.keys, (key, context), process::now())?;
+    Ok(())
 }
 
 /// Makes a keystore that vaults can share.
@@ -103,9 +103,8 @@ pub fn init_keystore(args: &KeystoreInitArgs) -> CliResult {
     KeystoreHome::check_free(&path)?;
     let (keystore, recovery) = make_keystore(&path, &args.secret, &args.kdf, args.recovery_key)?;
     let now = process::now();
-    let create = || KeystoreHome::create(&path, keystore, now);
-    let mut open = secret::store_shown(recovery.as_ref(), create)?;
-    open.audit_on(false, now)?;
+    let create = || KeystoreHome::create_recorded(&path, keystore, now);
+    secret::store_shown(recovery.as_ref(), create)?;
     say_who_may_read(&path);
     Ok(())
 }
@@ -116,10 +115,10 @@ fn say_who_may_read(path: &Path) {
         return;
     };
     if mode & 0o044 != 0 {
-        eprintln!(
-            "hushfs: other users may read {} (mode {mode:03o}), and who may can keep it from being opened: `chmod 700` it unless it is shared with them",
+        say(format_args!(
+            "other users may read {} (mode {mode:03o}), and who may can keep it from being opened: `chmod 700` it unless it is shared with them",
             path.display()
-        );
+        ));
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     error::CliError,
     info::print_json,
     open::{self, Store},
-    print, process, text,
+    print, process, say, text,
 };
 use crate::{
     format::keystore::{KeyOperation, KeyState, LastUse, Manager, MaterialCause, POLICY_LEN_MAX},
@@ -45,7 +45,7 @@ fn change(
     let now = process::now();
     if dry_run {
         open::open_store(vault, unlock)?.keys.rehearse(change, now)?;
-        eprintln!("hushfs: {WOULD_SUCCEED}");
+        say(format_args!("{WOULD_SUCCEED}"));
         return Ok(None);
     }
     let mut store = open::open_store_for_change(vault, unlock)?;
@@ -238,7 +238,7 @@ pub fn rotate(args: &KeyChangeArgs) -> CliResult {
         Some((store, Changed::Version(key, version))) => (store, key, version),
         Some(_) => return unexpected(),
     };
-    eprintln!("hushfs: key {key} has version {version}");
+    say(format_args!("key {key} has version {version}"));
     if let Some(vault) = store.vault {
         let mut open = vault.open_with(store.keys)?;
         if open.finish(process::now())? {
@@ -353,12 +353,12 @@ pub fn delete(args: &KeyDeleteArgs) -> CliResult {
         Some(_) => return unexpected(),
     };
     for line in usage_lines(&needs) {
-        eprintln!("hushfs: warning: {line}");
+        say(format_args!("warning: {line}"));
     }
-    eprintln!(
-        "hushfs: key {key} can be destroyed from {} on (`hushfs key reap`); until then `hushfs key undelete` keeps it",
+    say(format_args!(
+        "key {key} can be destroyed from {} on (`hushfs key reap`); until then `hushfs key undelete` keeps it",
         text::time(date)
-    );
+    ));
     Ok(())
 }
 
@@ -367,7 +367,9 @@ pub fn undelete(args: &KeyChangeArgs) -> CliResult {
     match change_key(args, |key| Change::Undelete { key })? {
         None => {}
         Some((_, Changed::Key(key))) => {
-            eprintln!("hushfs: key {key} stays, and is disabled until `hushfs key enable`");
+            say(format_args!(
+                "key {key} stays, and is disabled until `hushfs key enable`"
+            ));
         }
         Some(_) => return unexpected(),
     }
@@ -391,12 +393,12 @@ pub fn reap(args: &StoreChangeArgs) -> CliResult {
     // One in a vault was open here alone, and an agent goes on with the root that it has made.
     let is_open_elsewhere = matches!(&keys, KeySource::Keystore(keystore) if !keystore.is_embedded());
     if reaped.is_empty() {
-        eprintln!("hushfs: no key is due: `hushfs key describe KEY` says from when on one is");
+        say(format_args!("no key is due: `hushfs key describe KEY` says from when on one is"));
     }
     if !reaped.is_empty() && is_open_elsewhere {
-        eprintln!(
-            "hushfs: mounts and agents that have this keystore open cannot ask it any more: start them again soon, or their files end with ETIMEDOUT (`--key-max-stale`)"
-        );
+        say(format_args!(
+            "mounts and agents that have this keystore open cannot ask it any more: start them again soon, or their files end with ETIMEDOUT (`--key-max-stale`)"
+        ));
     }
     for reaped in reaped {
         let aliases = reaped
@@ -404,7 +406,7 @@ pub fn reap(args: &StoreChangeArgs) -> CliResult {
             .iter()
             .map(|alias| format!(", {alias}"))
             .collect::<String>();
-        eprintln!("hushfs: destroyed key {}{aliases}", reaped.key);
+        say(format_args!("destroyed key {}{aliases}", reaped.key));
     }
     Ok(())
 }

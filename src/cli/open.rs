@@ -7,7 +7,7 @@ use super::{
     args::{CustomerArgs, UnlockArgs, VaultArgs},
     devices,
     error::CliError,
-    process,
+    process, say,
     secret::{self, Asked},
     text,
 };
@@ -234,7 +234,7 @@ pub fn open_older_for_change(args: &VaultArgs) -> CliResult<OpenVault> {
 fn finish(mut open: OpenVault) -> CliResult<OpenVault> {
     rotate_due(open.keys_mut());
     if open.finish(process::now())? {
-        eprintln!("hushfs: completed a change of keys");
+        say(format_args!("completed a change of keys"));
     }
     Ok(open)
 }

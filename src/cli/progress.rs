@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{CliResult, print, text};
+use super::{CliResult, print, say, text};
 
 const REDRAW: Duration = Duration::from_millis(200);
 
@@ -62,7 +62,7 @@ impl Progress {
 
     /// Prints a line to standard error, above the bar.
     pub fn complain(&self, line: &str) {
-        self.0.suspend(|| eprintln!("hushfs: {}", text::message(line)));
+        self.0.suspend(|| say(format_args!("{}", text::message(line))));
     }
 }
 

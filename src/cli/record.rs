@@ -14,7 +14,7 @@ use super::{
     info::print_json,
     open,
     outside::is_inside,
-    print, text,
+    print, say, text,
 };
 use crate::{
     format::FormatError,
@@ -248,7 +248,7 @@ pub fn accept(args: &RecordAcceptArgs) -> CliResult {
             false => Ok(()),
         })
         .map_err(CliError::Record)?;
-    eprintln!("hushfs: {} noted as now", text::count(accepted, "file"));
+    say(format_args!("{} noted as now", text::count(accepted, "file")));
     Ok(())
 }
 

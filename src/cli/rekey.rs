@@ -12,7 +12,7 @@ use super::{
     args::RekeyArgs,
     error::CliError,
     progress::Progress,
-    text,
+    say, text,
     view::{CHUNK, LeftOut, Place, View},
 };
 use crate::fs::{Caller, FsError, FsResult, NameIn, SetAttr, SetTime};
@@ -46,7 +46,10 @@ pub fn rekey(args: &RekeyArgs) -> CliResult {
         ..
     } = run;
     drop(progress);
-    eprintln!("hushfs: {} encrypted again under new keys", text::count(done, "file"));
+    say(format_args!(
+        "{} encrypted again under new keys",
+        text::count(done, "file")
+    ));
     left_out.result("encrypted again")
 }
 

@@ -10,6 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde_json::{Value, json};
 
 use self::output::Output;
@@ -52,6 +56,17 @@ struct Input {
     metadata: Option<Metadata>,
 }
 
+/// What is done with what was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// It stays.
+    Keep,
+    /// It is removed, now that what was made of it is durable.
+    Remove,
+    /// What was made of it takes its place.
+    Replace,
+}
+
 impl Input {
     fn open(path: Option<&Path>) -> CliResult<Self> {
         let Some(path) = path.filter(|path| *path != Path::new(STREAM)) else {
@@ -84,23 +99,78 @@ impl Input {
         }
     }
 
-    /// Removes the file, now that what was made of it is durable.
-    fn remove(&self) -> CliResult {
-        let failed = |source| CliError::File {
+    fn failed(&self, source: io::Error) -> CliError {
+        CliError::File {
             path: self.path.clone(),
             source,
+        }
+    }
+
+    /// Tells whether what has the name now is what was read, as it was then. Whoever writes to it can set its time of modification, but not that of change.
+    fn is_unchanged(&self) -> CliResult<bool> {
+        let now = fs::symlink_metadata(&self.path).map_err(|source| self.failed(source))?;
+        let of = |file: &Metadata| {
+            let modified = (file.mtime(), file.mtime_nsec());
+            (
+                file.dev(),
+                file.ino(),
+                file.len(),
+                modified,
+                file.ctime(),
+                file.ctime_nsec(),
+            )
         };
-        let now = fs::symlink_metadata(&self.path).map_err(failed)?;
-        let is_the_same = |before: &Metadata| {
-            let of = |file: &Metadata| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec());
-            of(before) == of(&now)
-        };
-        if !self.metadata.as_ref().is_some_and(is_the_same) {
+        Ok(self.metadata.as_ref().is_some_and(|before| of(before) == of(&now)))
+    }
+
+    /// Makes sure that what was read can be replaced by what was made of it.
+    fn check_replaceable(&self) -> CliResult {
+        match self.is_unchanged()? {
+            true => Ok(()),
+            false => Err(CliError::NotResealed {
+                path: self.path.clone(),
+            }),
+        }
+    }
+
+    /// Removes the file, now that what was made of it is durable.
+    fn remove(&self) -> CliResult {
+        if !self.is_unchanged()? {
             return Err(CliError::ChangedMeanwhile {
                 path: self.path.clone(),
             });
         }
-        fs::remove_file(&self.path).map_err(failed)
+        fs::remove_file(&self.path).map_err(|source| self.failed(source))
+    }
+}
+
+/// Has others who reseal a file wait, until what is returned is dropped: of two new headers one would be lost.
+fn lock(path: &Path) -> CliResult<Option<File>> {
+    let failed = |source| CliError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let kind = fs::symlink_metadata(path).map_err(failed)?.file_type();
+    if kind.is_symlink() {
+        return Err(CliError::LinkToReseal { path: path.to_owned() });
+    }
+    if !kind.is_file() {
+        return Ok(None);
+    }
+    let file = File::open(path).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(CliError::ResealedElsewhere { path: path.to_owned() }),
+        // Where there are no locks, it is only seen whether it was changed.
+        _ => Ok(Some(file)),
+    }
+}
+
+impl After {
+    fn reading(args: &FileArgs) -> Self {
+        match args.remove {
+            true => After::Remove,
+            false => After::Keep,
+        }
     }
 }
 
@@ -156,9 +226,13 @@ pub fn seal(args: &SealArgs) -> CliResult {
     let sealed =
         ways.with(|ways| SealedFile::new(args.suite, args.context.clone(), ways).map_err(failed(&input.path)))?;
     let output = Output::create(output, files.force)?;
-    copy(input, output, files.remove, "sealing", |reader, output, progress| {
-        sealed.seal(reader, output, progress)
-    })
+    copy(
+        input,
+        output,
+        After::reading(files),
+        "sealing",
+        |reader, output, progress| sealed.seal(reader, output, progress),
+    )
 }
 
 /// Opens a sealed file.
@@ -181,13 +255,18 @@ pub fn open(args: &OpenArgs) -> CliResult {
         }
     }
     let output = Output::create(output, files.force)?;
-    copy(input, output, files.remove, "opening", |_, output, progress| {
-        opened.copy_to(output, progress)
-    })
+    copy(
+        input,
+        output,
+        After::reading(files),
+        "opening",
+        |_, output, progress| opened.copy_to(output, progress),
+    )
 }
 
 /// Changes who can open a sealed file; its content stays as it is.
 pub fn reseal(args: &ResealArgs) -> CliResult {
+    let _lock = lock(&args.file)?;
     let mut input = Input::open(Some(&args.file))?;
     let added = recipients(&args.add_recipient)?;
     let reader = std::mem::replace(&mut input.reader, Box::new(io::empty()));
@@ -211,7 +290,7 @@ pub fn reseal(args: &ResealArgs) -> CliResult {
         });
     }
     let output = Output::create(Some(args.file.clone()), true)?;
-    copy(input, output, false, "resealing", |_, output, _| {
+    copy(input, output, After::Replace, "resealing", |_, output, _| {
         opened.reseal_to(output)
     })
 }
@@ -220,12 +299,12 @@ pub fn reseal(args: &ResealArgs) -> CliResult {
 fn copy(
     mut input: Input,
     mut output: Output,
-    remove: bool,
+    after: After,
     what: &'static str,
     act: impl FnOnce(&mut dyn Read, &mut Output, &mut dyn FnMut(u64)) -> Result<(), SealedError>,
 ) -> CliResult {
     // A pipe's reader may be anyone, and nothing of it stays.
-    if remove && !output.is_file() {
+    if after == After::Remove && !output.is_file() {
         return Err(CliError::NothingToRemove);
     }
     let progress = input.progress(what);
@@ -235,8 +314,15 @@ fn copy(
         SealedError::Write(source) => output.failed(source),
         error => failed(&input.path)(error),
     })?;
-    output.finish(input.metadata.as_ref())?;
-    if remove { input.remove() } else { Ok(()) }
+    output.make_durable(input.metadata.as_ref())?;
+    if after == After::Replace {
+        input.check_replaceable()?;
+    }
+    output.finish()?;
+    match after {
+        After::Remove => input.remove(),
+        After::Keep | After::Replace => Ok(()),
+    }
 }
 
 /// Says who can open a sealed file. Nothing is authenticated.

@@ -1,12 +1,9 @@
 //! Where secrets come from. Never arguments, which every user of the machine can see, nor the environment, which children inherit.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, IsTerminal, Read, Write},
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::fs::OpenOptionsExt,
-    },
+    fs::File,
+    io::{self, IsTerminal, Read},
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
@@ -22,6 +19,8 @@ use super::{
     args::{CustomerArgs, CustomerKeyAddArgs, KdfArgs, NewSecretArgs, PassphraseArgs, SecretArgs, UnlockArgs},
     devices,
     error::CliError,
+    say,
+    sealed::output::make_private,
 };
 use crate::{
     crypto::{
@@ -173,11 +172,11 @@ pub fn store_shown<T, E: Into<CliError>>(
     show_recovery_key(key, is_read).map_err(CliError::RecoveryKeyOutput)?;
     let stored = store();
     match &stored {
-        Ok(_) if is_read => eprintln!("hushfs: the recovery key is stored: it opens from now on"),
+        Ok(_) if is_read => say(format_args!("the recovery key is stored: it opens from now on")),
         Ok(_) => {}
-        Err(_) => eprintln!(
-            "hushfs: the recovery key may not be stored: keep it only if `hushfs slot test --recovery` says that it opens"
-        ),
+        Err(_) => say(format_args!(
+            "the recovery key may not be stored: keep it only if `hushfs slot test --recovery` says that it opens"
+        )),
     }
     stored.map_err(Into::into)
 }
@@ -208,9 +207,9 @@ fn show_recovery_key(key: &RecoveryKey, is_read: bool) -> io::Result<()> {
         Err(errno) => return Err(errno.into()),
     }
     if is_read {
-        eprintln!(
-            "hushfs: write the recovery key down and keep it safe: it opens once this command says so, and is not shown again"
-        );
+        say(format_args!(
+            "write the recovery key down and keep it safe: it opens once this command says so, and is not shown again"
+        ));
     }
     Ok(())
 }
@@ -676,16 +675,9 @@ pub fn generate_key_file(path: &Path) -> CliResult {
             source,
         },
     };
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
     let key = Zeroizing::new(random::bytes::<32>());
     // Durable before a slot relies on it.
-    file.write_all(&*key).and_then(|()| file.sync_all()).map_err(failed)
+    make_private(path, &[&*key]).map_err(failed)
 }
 
 /// Asks at the terminal.

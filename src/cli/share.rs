@@ -1,12 +1,6 @@
 //! `recipient` and `share`: vaults for others, without a secret in common.
 
-use std::{
-    fmt::Write as _,
-    fs::OpenOptions,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fmt::Write as _, io, path::Path};
 
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -16,7 +10,9 @@ use super::{
     args::{RecipientGenerateArgs, RecipientShowArgs, ShareAddArgs, ShareRemoveArgs, StoreArgs},
     devices,
     error::CliError,
-    open, print, process, secret, slots,
+    open, print, process, say,
+    sealed::output::make_private,
+    secret, slots,
 };
 use crate::{
     crypto::recipient::Recipient,
@@ -49,28 +45,15 @@ pub fn generate(args: &RecipientGenerateArgs) -> CliResult {
         }
         false => identity.to_text(),
     };
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&args.identity)
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => exists(),
-            _ => CliError::File {
-                path: args.identity.clone(),
-                source,
-            },
-        })?;
+    let comment = b"# hushfs identity: whoever has it opens what is shared with it\n";
     // Durable before anyone shares with it.
-    file.write_all(b"# hushfs identity: whoever has it opens what is shared with it\n")
-        .and_then(|()| file.write_all(text.as_bytes()))
-        .and_then(|()| file.write_all(b"\n"))
-        .and_then(|()| file.sync_all())
-        .map_err(|source| CliError::File {
+    make_private(&args.identity, &[comment, text.as_bytes(), b"\n"]).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => exists(),
+        _ => CliError::File {
             path: args.identity.clone(),
             source,
-        })?;
+        },
+    })?;
     show_recipient(&identity)
 }
 
@@ -99,7 +82,9 @@ pub fn add(args: &ShareAddArgs) -> CliResult {
         let slot = keystore.add_slot(&name, &NewSecret::Recipient(&recipient), now)?;
         keystore.share_code(slot)
     })?;
-    eprintln!("hushfs: shared; tell them this code, by another way than the vault itself:");
+    say(format_args!(
+        "shared; tell them this code, by another way than the vault itself:"
+    ));
     print(format!("{code}\n").as_bytes())
 }
 

@@ -11,7 +11,7 @@ use super::{
     error::CliError,
     info::print_json,
     open::{self, Target},
-    print, process, secret, text,
+    print, process, say, secret, text,
 };
 use crate::{
     format::keystore::{Slot, SlotId, SlotKind},
@@ -125,12 +125,12 @@ pub fn remove_from(target: &mut Target, slot: SlotId) -> CliResult {
 }
 
 fn say_removed(slot: &Slot) {
-    eprintln!(
-        "hushfs: removed slot {} {:?}, {}",
+    say(format_args!(
+        "removed slot {} {:?}, {}",
         slot.id,
         slot.label,
         text::slot_kind(&slot.kind)
-    );
+    ));
 }
 
 fn find(target: &mut Target, slot: SlotId) -> CliResult<Slot> {
@@ -170,10 +170,10 @@ pub fn passwd(args: &PasswdArgs) -> CliResult {
     }
     let is = find(&mut target, slot)?;
     if is.label != was.label {
-        eprintln!(
-            "hushfs: slot {slot} was called {:?}, and is {:?} now",
+        say(format_args!(
+            "slot {slot} was called {:?}, and is {:?} now",
             was.label, is.label
-        );
+        ));
     }
     Ok(())
 }
@@ -193,10 +193,10 @@ fn slot_to_change(slots: &[Slot], opened_by: SlotId) -> CliResult<SlotId> {
 
 /// Says what follows from someone being shut out of a keystore that vaults share.
 fn say_rekeyed(rekeyed: &Rekeyed) {
-    eprintln!(
-        "hushfs: {} with a new version; a vault uses it for new files from its next mount on",
+    say(format_args!(
+        "{} with a new version; a vault uses it for new files from its next mount on",
         text::count(rekeyed.keys.len() as u64, "key")
-    );
+    ));
 }
 
 /// Writes a slot for people.

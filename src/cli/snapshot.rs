@@ -14,7 +14,7 @@ use super::{
     error::CliError,
     open, outside, print, process,
     progress::Progress,
-    record,
+    record, say,
     sealed::output::Output,
     text,
     view::View,
@@ -61,18 +61,21 @@ pub fn take(args: &SnapshotArgs) -> CliResult {
     )
     .map_err(failed)?;
     out.flush().map_err(|error| failed(error.into()))?;
-    let output = out.into_inner().map_err(|error| failed(error.into_error().into()))?;
-    output.finish(None)?;
+    let mut output = out.into_inner().map_err(|error| failed(error.into_error().into()))?;
+    output.make_durable(None)?;
+    output.finish()?;
     drop(progress);
     if in_use {
-        eprintln!("hushfs: the vault was in use: what was written meanwhile may be listed as before or after");
+        say(format_args!(
+            "the vault was in use: what was written meanwhile may be listed as before or after"
+        ));
     }
-    eprintln!(
-        "hushfs: {} listed, {} taken over, {} unreadable",
+    say(format_args!(
+        "{} listed, {} taken over, {} unreadable",
         text::count(taken.entries, "entry"),
         text::count(taken.taken_over, "file"),
         taken.unreadable
-    );
+    ));
     match taken.unreadable {
         0 => Ok(()),
         _ => Err(CliError::DamageFound),
@@ -112,12 +115,12 @@ pub fn compare(view: &View, args: &CompareArgs, json: bool) -> CliResult<Compare
             snapshot::compare(vault, root, view.seen(), reader, report)
         })?;
         if !json {
-            eprintln!(
-                "hushfs: {} compared with those of {since}: {} to be expected, {} not",
+            say(format_args!(
+                "{} compared with those of {since}: {} to be expected, {} not",
                 text::count(found.entries, "entry"),
                 text::count(found.expected, "difference"),
                 found.unexpected
-            );
+            ));
         }
     }
     if args.record.is_some() {
@@ -142,12 +145,12 @@ fn compare_with_record(view: &View, args: &CompareArgs, json: bool, compared: &m
         snapshot::compare_with_record(vault, home.dir(), view.seen(), &record, report)
     })?;
     if !json {
-        eprintln!(
-            "hushfs: {} compared with the record: {} older or unreadable, {} of the record not there any more",
+        say(format_args!(
+            "{} compared with the record: {} older or unreadable, {} of the record not there any more",
             text::count(found.entries, "entry"),
             found.unexpected,
             text::count(found.missing, "file")
-        );
+        ));
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::{
     CliResult,
     args::{CatArgs, LsArgs, VaultArgs},
     error::CliError,
-    open, process, text,
+    open, process, say, text,
 };
 use crate::{
     format::record::SeenHome,
@@ -282,7 +282,7 @@ pub fn ls(args: &LsArgs) -> CliResult {
         let listed = view.entries(&place)?;
         if let Some(error) = &listed.left_out {
             left_out.note(error);
-            eprintln!("hushfs: {}", text::message(&error.to_string()));
+            say(format_args!("{}", text::message(&error.to_string())));
         }
         for entry in &listed.entries {
             let line = line(&view, &entry.place, &entry.name, args.long, terminal);

@@ -102,6 +102,11 @@ pub fn temporary_file(name: &str) -> String {
     format!("{}{TEMPORARY_SUFFIX}", name.strip_suffix(HEADER_SUFFIX).unwrap_or(name))
 }
 
+/// Returns whose header an unfinished replacement was to become; nothing for one of anything else.
+pub fn temporary_header(entry: &str) -> Option<FileId> {
+    entry.strip_suffix(TEMPORARY_SUFFIX).and_then(parse_id)
+}
+
 /// Returns the name of an embedded keystore's audit log that was set aside; it starts with the line of this number.
 pub fn old_audit_log(first: u64) -> String {
     format!("{OLD_AUDIT_LOG}{first}{HEADER_SUFFIX}")
@@ -415,6 +420,8 @@ mod tests {
         assert_eq!(shape(b"lost+found.hush"), Shape::LostAndFound);
         assert_eq!(shape(journal_file(u64::MAX).as_bytes()), Shape::VaultFile);
         assert_eq!(shape(temporary_file(&header_file(id)).as_bytes()), Shape::Temporary);
+        assert_eq!(temporary_header(&temporary_file(&header_file(id))), Some(id));
+        assert_eq!(temporary_header(&temporary_file("vault.hush")), None);
         let coming = [COMING_AUDIT_LOG, COMING_AUDIT_STATE];
         for audit in [AUDIT_LOG, AUDIT_STATE, &old_audit_log(12)].into_iter().chain(coming) {
             assert_eq!(shape(audit.as_bytes()), Shape::VaultFile, "{audit}");

@@ -54,7 +54,8 @@ use crate::{
         name::{self, KEYSTORE, Shape, VAULT_HEADER},
         record::SeenHome,
         vault::{
-            CustodianKind, EpochRecord, EpochWrap, NO_NAMES_ROOT, UnverifiedVaultHeader, VAULT_HEADER_MAX, VaultHeader,
+            BucketKeysOff, CustodianKind, EpochRecord, EpochWrap, NO_NAMES_ROOT, UnverifiedVaultHeader,
+            VAULT_HEADER_MAX, VaultHeader,
         },
     },
     ids::{Epoch, KeyId, VaultId},
@@ -123,14 +124,14 @@ impl VaultHome {
     /// The [`CreateError`] that says what is in the way; nothing was written then, or what was is named.
     pub fn create(
         path: &Path,
-        layout: Layout,
+        form: impl Into<Form>,
         mut keystore: LocalKeystore,
         now: u64,
     ) -> Result<OpenVault, CreateError> {
         let dir = make_directory(path)?;
         let key = keystore.key_of_alias(DEFAULT_ALIAS).ok_or(CreateError::NoDefaultKey)?;
         // A keystore that was just made in memory has no log yet.
-        let new = NewVault::make(&keystore, layout, (key, Vec::new()), now)?;
+        let new = NewVault::make(&keystore, form.into(), (key, Vec::new()), now)?;
         keystore
             .raise_epoch_floor(new.header.vault, Epoch(1))
             .map_err(CreateError::Keystore)?;
@@ -155,13 +156,14 @@ impl VaultHome {
     /// As for [`create`](Self::create).
     pub fn create_under(
         path: &Path,
-        layout: Layout,
+        form: impl Into<Form>,
         mut keys: KeySource,
         key: (KeyHandle, ContextPairs),
         now: u64,
     ) -> Result<OpenVault, CreateError> {
         let dir = make_directory(path)?;
-        let new = keys.use_keys(|keys| NewVault::make(keys.custodian(), layout, key, now))?;
+        let form = form.into();
+        let new = keys.use_keys(|keys| NewVault::make(keys.custodian(), form, key, now))?;
         let mut open = new.store(path, dir, keys)?;
         open.finish(now).map_err(CreateError::Record)?;
         Ok(open)
@@ -635,6 +637,24 @@ impl OpenVault {
     }
 }
 
+/// What a new vault is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// How contents are laid out.
+    pub layout: Layout,
+    /// New files get a bucket key. Said in the first header: a vault that an interrupted command leaves is what was asked for.
+    pub bucket_key: bool,
+}
+
+impl From<Layout> for Form {
+    fn from(layout: Layout) -> Self {
+        Form {
+            layout,
+            bucket_key: true,
+        }
+    }
+}
+
 /// A vault that is to be made, in memory.
 struct NewVault {
     header: VaultHeader,
@@ -646,7 +666,7 @@ struct NewVault {
 impl NewVault {
     fn make(
         custodian: &dyn Custodian,
-        layout: Layout,
+        Form { layout, bucket_key }: Form,
         key: (KeyHandle, ContextPairs),
         now: u64,
     ) -> Result<Self, CreateError> {
@@ -654,8 +674,15 @@ impl NewVault {
         let names_root = NamesRoot::new(random::locked_key());
         let (epoch_key, record) =
             make_epoch(custodian, &[key], (vault, Epoch(1)), Some(&names_root), now).map_err(CreateError::Key)?;
+        let mut header = VaultHeader::new(vault, now, layout, record);
+        if !bucket_key {
+            header.set_bucket_keys_off(Some(&BucketKeysOff {
+                vault: true,
+                ..BucketKeysOff::default()
+            }));
+        }
         Ok(NewVault {
-            header: VaultHeader::new(vault, now, layout, record),
+            header,
             layout,
             epoch_key,
             names_root,
@@ -754,6 +781,7 @@ fn check_empty(dir: &Dir, path: &Path) -> Result<(), CreateError> {
     let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
     let listed = dir.each_entry(|entry| match name::shape(entry.name) {
         Shape::Dots | Shape::Temporary => {}
+        _ if audit::is_coming(entry.name) => {}
         _ if entry.name == VAULT_HEADER.as_bytes() => has_header = true,
         _ if entry.name == KEYSTORE.as_bytes() => has_keystore = true,
         _ if audit::is_log(entry.name) => drop(log.get_or_insert_with(|| text(entry.name))),

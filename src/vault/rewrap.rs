@@ -9,11 +9,13 @@
 //! 1. write the new versions under temporary names;
 //! 2. sync the filesystem, once;
 //! 3. rename each over its old version;
-//! 4. after the last batch, sync once more.
+//! 4. in the end, sync once more: also where nothing was replaced, for what was read may be what another run has put in place and not synced, and on
+//!    the word that no header names an older epoch that one's key is given up.
 //!
 //! A crash during 1 and 2 leaves the old versions, and temporary files that nobody reads; during 3 some headers are old and some new, each of them
 //! whole, since what is renamed is durable. Old and new versions open the same data: each new one was opened before it was written. Starting again
-//! goes through all headers, passes over those that are of the epoch they shall have, and removes temporary files. The vault must be locked for exclusive use: those of a running hushfs look the same.
+//! goes through all headers, passes over those that are of the epoch they shall have, and removes temporary files; one of a header that does not open is tried
+//! before. The vault must be locked for exclusive use: those of a running hushfs look the same.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -36,7 +38,7 @@ use super::{
 use crate::{
     backing::{Descent, Dir},
     format::{
-        header::UnverifiedHeader,
+        header::{HEADER_SIZE_MAX, UnverifiedHeader},
         name::{self, Shape},
     },
     ids::{Epoch, FileId},
@@ -214,8 +216,7 @@ pub fn rewrap(
     let mut run = Run {
         vault,
         wanted: wanted.into(),
-        syncs_at_once: first.dir.can_sync_filesystem(),
-        root: first.dir.clone(),
+        settling: Settling::new(first.dir.clone()),
         observe,
         batch: Vec::new(),
         in_batch: HashSet::new(),
@@ -230,14 +231,19 @@ pub fn rewrap(
     run.finish()
 }
 
-/// Returns the epochs that headers of the vault name, and what could not be read. Nothing is opened.
+/// Returns the epochs that headers of the vault name, durably, and what could not be read. Nothing is opened.
 ///
 /// # Errors
 ///
-/// What reading the root gives.
+/// What reading the root, or syncing, gives.
 pub fn survey(root: &Dir) -> io::Result<Outcome> {
     let mut outcome = Outcome::default();
-    Scope::everything(root)?.visit(&mut |path, found| {
+    let everything = Scope::everything(root)?;
+    let mut settling = Settling::new(everything.dir.clone());
+    everything.visit(&mut |path, found| {
+        if let Ok((dir, _)) = &found {
+            settling.pass(dir)?;
+        }
         let read = match found {
             Ok((_, Found::Temporary(_))) => return Ok(()),
             Ok((dir, Found::Header(file))) => read_header(dir, file)
@@ -263,16 +269,52 @@ pub fn survey(root: &Dir) -> io::Result<Outcome> {
         }
         Ok(())
     })?;
+    settling.finish()?;
     Ok(outcome)
+}
+
+/// Makes durable what a walk comes upon: a name that is not may be the old header's again after a power cut.
+struct Settling {
+    root: Arc<Dir>,
+    /// One sync of the filesystem does it.
+    at_once: bool,
+    /// The directory that was synced last, where each is.
+    last: Option<Arc<Dir>>,
+}
+
+impl Settling {
+    fn new(root: Arc<Dir>) -> Self {
+        Settling {
+            at_once: root.can_sync_filesystem(),
+            root,
+            last: None,
+        }
+    }
+
+    /// Takes in that something was come upon in a directory.
+    fn pass(&mut self, dir: &Arc<Dir>) -> io::Result<()> {
+        if self.at_once || self.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, dir)) {
+            return Ok(());
+        }
+        dir.sync()?;
+        self.last = Some(dir.clone());
+        Ok(())
+    }
+
+    /// Ends the walk, or a part of it.
+    fn finish(&self) -> io::Result<()> {
+        match self.at_once {
+            true => self.root.sync_filesystem(),
+            false => Ok(()),
+        }
+    }
 }
 
 /// A rewrap under way.
 struct Run<'r> {
     vault: &'r Vault,
     wanted: Wanted,
-    root: Arc<Dir>,
-    /// The batch is made durable by one sync of the filesystem, which does it.
-    syncs_at_once: bool,
+    settling: Settling,
     observe: &'r mut dyn FnMut(Step) -> io::Result<()>,
     /// Headers whose new version is written but not in place.
     batch: Vec<(Arc<Dir>, FileId)>,
@@ -287,13 +329,16 @@ struct Run<'r> {
 
 impl Run<'_> {
     fn take(&mut self, path: &str, found: io::Result<(&Arc<Dir>, Found)>) -> io::Result<()> {
+        if let Ok((dir, _)) = &found {
+            self.settling.pass(dir)?;
+        }
         match found {
             Err(error) => {
                 self.fail(path.to_owned(), error.into());
                 Ok(())
             }
             Ok((_, Found::Temporary(_))) if is_kept(path) => Ok(()),
-            Ok((dir, Found::Temporary(entry))) => dir.unlink(&entry),
+            Ok((dir, Found::Temporary(entry))) => self.clear_away(dir, &entry),
             Ok((dir, Found::Header(file))) => {
                 if self.in_batch.contains(&(path.to_owned(), file)) {
                     return (self.observe)(Step::Examined);
@@ -315,6 +360,31 @@ impl Run<'_> {
             disk_path,
             error,
         });
+    }
+
+    /// Removes a temporary file. One that opens, of a header that does not, takes that one's place: a power cut may have put back the old version when its
+    /// epoch was gone already.
+    fn clear_away(&self, dir: &Dir, entry: &str) -> io::Result<()> {
+        let Some(file) = name::temporary_header(entry) else {
+            return dir.unlink(entry);
+        };
+        let opens = |bytes: Vec<u8>| self.vault.verify_header(file, &bytes);
+        if !read_header(dir, file)
+            .and_then(opens)
+            .is_err_and(|error| is_lost(&error))
+        {
+            return dir.unlink(entry);
+        }
+        match dir.read_small(entry, HEADER_SIZE_MAX).map(|bytes| bytes.map(opens)) {
+            Ok(Some(Ok(_))) => {
+                dir.open_file(entry, true)?.sync_all()?;
+                dir.rename(entry, dir, &name::header_file(file), RenameFlags::empty())?;
+                dir.sync()
+            }
+            Ok(Some(Err(error))) if is_lost(&error) => dir.unlink(entry),
+            // Perhaps it can be read another time. The walk comes to the header, and names that.
+            _ => Ok(()),
+        }
     }
 
     /// Returns the new version of a header; nothing if it needs none.
@@ -344,7 +414,7 @@ impl Run<'_> {
     fn write(&mut self, dir: &Arc<Dir>, path: &str, file: FileId, bytes: &[u8]) -> io::Result<()> {
         let (header, temporary) = (name::header_file(file), temporary_header(file));
         let written = dir.write_replacement(&header, &temporary, bytes)?;
-        if !self.syncs_at_once {
+        if !self.settling.at_once {
             written.sync_all()?;
         }
         if !self.batch.last().is_some_and(|(last, _)| Arc::ptr_eq(last, dir)) {
@@ -361,9 +431,7 @@ impl Run<'_> {
 
     /// Makes the batch durable, then lets every new version take the place of the old one.
     fn put_in_place(&mut self) -> io::Result<()> {
-        if self.syncs_at_once {
-            self.root.sync_filesystem()?;
-        }
+        self.settling.finish()?;
         (self.observe)(Step::Synced)?;
         let mut batch = std::mem::take(&mut self.batch);
         for (dir, file) in &batch {
@@ -376,7 +444,7 @@ impl Run<'_> {
             self.outcome.rewrapped += 1;
             (self.observe)(Step::Renamed)?;
         }
-        if !self.syncs_at_once {
+        if !self.settling.at_once {
             batch.dedup_by(|one, other| Arc::ptr_eq(&one.0, &other.0));
             batch.iter().try_for_each(|(dir, _)| dir.sync())?;
         }
@@ -389,12 +457,8 @@ impl Run<'_> {
         if !self.batch.is_empty() {
             self.put_in_place()?;
         }
-        if self.outcome.rewrapped > 0 {
-            if self.syncs_at_once {
-                self.root.sync_filesystem()?;
-            }
-            (self.observe)(Step::Synced)?;
-        }
+        self.settling.finish()?;
+        (self.observe)(Step::Synced)?;
         Ok(self.outcome)
     }
 }
@@ -407,7 +471,12 @@ fn is_kept(path: &str) -> bool {
 
 /// Tells whether a header is one that a repair has set aside and that is damaged for good: it holds no epoch. One that cannot be read just now does.
 fn is_beyond_use(path: &str, error: &VaultError) -> bool {
-    is_kept(path) && matches!(error, VaultError::HeaderDamaged(..) | VaultError::EpochMissing(_))
+    is_kept(path) && is_lost(error)
+}
+
+/// Tells whether a header opens with no key that the vault could have.
+fn is_lost(error: &VaultError) -> bool {
+    matches!(error, VaultError::HeaderDamaged(..) | VaultError::EpochMissing(_))
 }
 
 fn temporary_header(file: FileId) -> String {
@@ -600,6 +669,49 @@ mod tests {
         assert_eq!(epochs(&temp, &open.vault, &headers), BTreeSet::from([Epoch(2)]));
         let again = rewrap_all(&open, &mut |_| Ok(())).unwrap();
         assert_eq!((again.rewrapped, again.current), (0, 12));
+    }
+
+    #[test]
+    fn a_run_that_finds_nothing_to_do_syncs_before_an_epoch_can_go() {
+        let (_temp, open, _) = vault();
+        rewrap_all(&open, &mut |_| Ok(())).unwrap();
+        let mut last = None;
+        let outcome = rewrap_all(&open, &mut |step| {
+            last = Some(step);
+            Ok(())
+        });
+        assert_eq!(outcome.unwrap().rewrapped, 0);
+        assert_eq!(last, Some(Step::Synced));
+    }
+
+    #[test]
+    fn a_temporary_file_takes_the_place_of_a_header_that_does_not_open() {
+        let (temp, mut open, headers) = vault();
+        let at = |(path, file): &(String, FileId)| {
+            let dir = temp.path().join(path);
+            (dir.join(name::header_file(*file)), dir.join(temporary_header(*file)))
+        };
+        let old = |header| std::fs::read(at(header).0).unwrap();
+        let (lost, damaged) = (old(&headers[4]), old(&headers[7]));
+        let outcome = rewrap_all(&open, &mut |_| Ok(())).unwrap();
+        assert_eq!(open.retire_epochs_except(&outcome.used, 2).unwrap(), [Epoch(1)]);
+        let open = reopen(open);
+        // As a power cut leaves them where the renames were not on disk when the epoch went.
+        let (header, temporary) = at(&headers[4]);
+        std::fs::rename(&header, &temporary).unwrap();
+        std::fs::write(&header, lost).unwrap();
+        // Neither of these opens.
+        let (header, temporary) = at(&headers[7]);
+        std::fs::write(&header, &damaged[..100]).unwrap();
+        std::fs::write(&temporary, damaged).unwrap();
+        // One that opens stays.
+        let (_, temporary) = at(&headers[2]);
+        std::fs::write(&temporary, old(&headers[3])).unwrap();
+        let outcome = rewrap_all(&open, &mut |_| Ok(())).unwrap();
+        assert_eq!((outcome.rewrapped, outcome.current, outcome.failed.len()), (0, 11, 1));
+        assert_eq!(temporaries(temp.path()), 0);
+        let others = [&headers[..7], &headers[8..]].concat();
+        assert_eq!(epochs(&temp, &open.vault, &others), BTreeSet::from([Epoch(2)]));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::{
     tree::{self, Step, Visited},
 };
 use crate::{
-    backing::Dir,
+    backing::{Dir, is_settled},
     crypto::record::RecordKey,
     format::{
         FormatError,
@@ -97,7 +97,8 @@ pub enum TakeEvent<'e> {
     },
 }
 
-/// Takes a snapshot. Files whose attributes are those of `base` are taken over from there.
+/// Takes a snapshot. Files whose attributes are those of `base` are taken over from there; not those that had been changed so shortly before it was begun that
+/// they could have been changed again within one tick of the filesystem's clock.
 ///
 /// # Errors
 ///
@@ -121,8 +122,8 @@ pub fn take<W: Write, R: Read>(
         let (depth, name, mode, what) = match step {
             Step::Entry(visited) => {
                 let known = match &mut base {
-                    Some(base) => base.at(visited.path)?,
-                    None => None,
+                    Some(base) if is_settled(visited.stat, base.reader.head().time) => base.at(visited.path)?,
+                    _ => None,
                 };
                 let what = match listed(vault, &key, &visited, known) {
                     Ok(Some((what, taken_over))) => {

@@ -1159,6 +1159,19 @@ fn a_stopped_verify_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_verify_that_nobody_hears_keeps_what_the_next_goes_on_with() {
+    let sample = Sample::new();
+    fs::write(sample.vault().join("stranger.txt"), "").unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = sample
+        .place
+        .command(&["verify", "--resume", "state", "--json", "--key-file", "key", "vault"]);
+    assert_ne!(sample.place.run_with(command.stdout(writer)).code, 0);
+    assert!(sample.place.path("state").exists());
+}
+
+#[test]
 fn a_repair_that_is_killed_again_and_again_loses_nothing() {
     const ACCEPTED: &str = " --accept-directory renamed --accept-directory also-renamed";
     let kills = std::env::var("HUSHFS_TESTS_KILLS").map_or(12, |text| text.parse().unwrap());

@@ -4,15 +4,15 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{Read, Write},
     os::unix::{
-        fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
-        process::ExitStatusExt,
+        fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+        process::{CommandExt, ExitStatusExt},
     },
     process::{Command, Stdio},
     time::{Duration, Instant, SystemTime},
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode},
+    fs::{CWD, FileType, Mode, mknodat},
     process::{Pid, Signal, kill_process},
 };
 
@@ -47,6 +47,27 @@ impl Place {
         let made = self.run(&format!("recipient generate {name}"));
         assert_eq!(made.code, 0);
         self.write(&format!("{name}.pub"), made.out.as_bytes());
+    }
+
+    /// Runs a command that is given its key only when something else was done: it has opened its file before that.
+    fn run_meanwhile(&self, arguments: &str, act: impl FnOnce()) -> Given {
+        let fifo = self.path("slow");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let mut command = self.command(&arguments.split(' ').collect::<Vec<_>>());
+        let child = command.args(["--key-file", "slow"]);
+        let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut key = OpenOptions::new().write(true).open(&fifo).unwrap();
+        act();
+        key.write_all(&fs::read(self.path("key")).unwrap()).unwrap();
+        drop(key);
+        let output = child.wait_with_output().unwrap();
+        fs::remove_file(fifo).unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        given(
+            output.status.code().unwrap(),
+            &text(output.stdout),
+            &text(output.stderr),
+        )
     }
 
     fn opens(&self, with: &str) {
@@ -259,6 +280,64 @@ fn what_is_cut_or_changed_gives_no_file() {
 }
 
 #[test]
+fn a_file_that_was_changed_meanwhile_is_not_removed_whatever_time_it_has() {
+    let place = Place::new();
+    place.write("report", &content());
+    let change = || {
+        let file = OpenOptions::new().write(true).open(place.path("report")).unwrap();
+        let time = file.metadata().unwrap().modified().unwrap();
+        file.write_at(b"new", 140_000).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    let message =
+        "hushfs: report: was changed meanwhile, and not removed: what was made of it may be of the old or the new\n";
+    let sealed = place.run_meanwhile("seal --remove report", change);
+    assert_eq!(sealed, given(1, "", message));
+    assert_eq!(place.names(), ["key", "other", "pass", "report", "report.hush"]);
+}
+
+#[test]
+fn a_file_that_was_replaced_meanwhile_is_not_resealed() {
+    let place = Place::with_sealed();
+    place.identity("ann");
+    place.write("report", b"the next");
+    let resealed = place.run_meanwhile("reseal --add-recipient ann.pub report.hush", || {
+        assert_eq!(place.run("seal --force --key-file key report"), done());
+    });
+    let message = "hushfs: report.hush: was changed meanwhile, and not resealed: try again\n";
+    assert_eq!(resealed, given(1, "", message));
+    assert_eq!(place.run("open --force --key-file key report.hush"), done());
+    assert_eq!(fs::read(place.path("report")).unwrap(), b"the next");
+    assert!(place.names().iter().all(|name| !name.ends_with(".tmp.hush")));
+}
+
+#[test]
+fn of_two_who_reseal_a_file_one_is_refused() {
+    let place = Place::with_sealed();
+    place.identity("ann");
+    let reseal = "reseal --add-recipient ann.pub report.hush";
+    let resealed = place.run_meanwhile(reseal, || {
+        let message = "hushfs: report.hush: is being resealed by another process: try again\n";
+        assert_eq!(place.run(&format!("{reseal} --key-file key")), given(6, "", message));
+    });
+    assert_eq!(resealed, done());
+    place.opens("--identity ann");
+}
+
+#[test]
+fn a_link_to_a_sealed_file_is_not_resealed() {
+    let place = Place::with_sealed();
+    place.identity("ann");
+    symlink("report.hush", place.path("link.hush")).unwrap();
+    let message = "hushfs: link.hush: a symbolic link, which `reseal` would replace by a file: name the file itself\n";
+    assert_eq!(
+        place.run("reseal --add-recipient ann.pub --key-file key link.hush"),
+        given(2, "", message)
+    );
+    assert!(place.path("link.hush").is_symlink());
+}
+
+#[test]
 fn nothing_half_is_left_when_it_is_stopped() {
     let place = Place::new();
     let mut child = place
@@ -277,6 +356,50 @@ fn nothing_half_is_left_when_it_is_stopped() {
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
     assert_eq!(place.names(), names);
+}
+
+#[test]
+fn a_key_that_cannot_be_written_leaves_no_file() {
+    let place = Place::with_vault();
+    let names = place.names();
+    for command in [
+        "recipient generate new",
+        "slot add --key-file key --new-key-file new --generate vault",
+    ] {
+        // As on a full disk.
+        let script = format!("trap '' XFSZ; ulimit -f 0; exec \"$0\" {command}");
+        let ended = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_hushfs")])
+            .current_dir(place.path("."))
+            .output()
+            .unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{command}");
+        assert_eq!(place.names(), names, "{command}");
+        assert_eq!(place.run(command).code, 0, "{command}");
+        fs::remove_file(place.path("new")).unwrap();
+    }
+}
+
+#[test]
+fn a_file_is_sealed_into_a_directory_that_cannot_be_read() {
+    let place = Place::new();
+    place.write("report", &content());
+    fs::create_dir(place.path("drop")).unwrap();
+    fs::set_permissions(place.path("drop"), Permissions::from_mode(0o733)).unwrap();
+    // Root could read it.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hushfs"));
+    command.args(["seal", "--remove", "--key-file", "key", "-o", "drop/x", "report"]);
+    command.current_dir(place.path("."));
+    if rustix::process::geteuid().is_root() {
+        fs::set_permissions(place.0.path(), Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(place.path("key"), Permissions::from_mode(0o644)).unwrap();
+        command.uid(65534).gid(65534);
+    } else {
+        fs::set_permissions(place.path("drop"), Permissions::from_mode(0o300)).unwrap();
+    }
+    assert_eq!(place.run_with(&mut command), done());
+    fs::set_permissions(place.path("drop"), Permissions::from_mode(0o700)).unwrap();
+    assert!(place.path("drop/x").exists() && !place.path("report").exists());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A file of text outside the vault: a line that names the vault, then a line for each file that was verified whole, with its inode number, size and
 //! times as they are in the backing directory. A file that was touched since has another time of change, which no program can set, and is
-//! verified again. Lines are written as files are done; one that a kill has cut short is nobody's.
+//! verified again; one that was changed just before the run is, too, for that time may be too coarse to tell. Lines are written as files are done; one that a kill has cut short is nobody's.
 
 use std::{
     collections::HashSet,
@@ -15,13 +15,15 @@ use std::{
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Stat, flock};
 
-use super::{super::error::CliError, CliResult, is_inside};
-use crate::{fsck::Known, ids::VaultId};
+use super::{super::error::CliError, CliResult, is_inside, process};
+use crate::{backing::is_settled, fsck::Known, ids::VaultId};
 
 /// What was verified, and where it is written.
 pub struct Resume {
     path: PathBuf,
     done: HashSet<Line>,
+    /// When the run was begun, in seconds since 1970.
+    begun: u64,
     out: Mutex<Out>,
 }
 
@@ -73,6 +75,7 @@ impl Resume {
         Ok(Resume {
             path: path.to_owned(),
             done,
+            begun: process::now(),
             out: Mutex::new(Out { file, failed: None }),
         })
     }
@@ -114,6 +117,9 @@ impl Known for Resume {
     }
 
     fn verified(&self, file: &Stat) {
+        if !is_settled(file, self.begun) {
+            return;
+        }
         let [inode, seconds, nanoseconds, size] = line_of(file);
         let mut out = self.out.lock();
         if let Err(error) = out
@@ -128,6 +134,23 @@ impl Known for Resume {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_was_changed_just_before_is_verified_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, vault) = (temp.path().join("state"), temp.path().join("vault"));
+        std::fs::create_dir(&vault).unwrap();
+        let resume = Resume::open(&path, &vault, VaultId([1; 16])).unwrap();
+        let mut stat = rustix::fs::stat(&vault).unwrap();
+        let verified = |stat: &Stat| {
+            resume.verified(stat);
+            std::fs::read_to_string(&path).unwrap().lines().count() - 1
+        };
+        stat.st_ctime = resume.begun as i64 - 1;
+        assert_eq!(verified(&stat), 0);
+        stat.st_ctime -= 1;
+        assert_eq!(verified(&stat), 1);
+    }
 
     #[test]
     fn a_line_that_was_cut_short_is_nobodys() {

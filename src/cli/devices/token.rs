@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{CliError, CliResult, DeviceArgs, ask_pin};
+use super::{super::say, CliError, CliResult, DeviceArgs, ask_pin};
 use crate::{
     format::keystore::RemoteKeyName,
     keystore::{
@@ -31,6 +31,6 @@ pub fn make(uri: &str, args: &DeviceArgs) -> CliResult<RemoteKeyName> {
     let key: KeyUri = uri.parse().map_err(CliError::TokenKey)?;
     let module = args.pkcs11_module.as_deref().ok_or(CliError::NoModule)?;
     let made = load(module, args)?.create(&key).map_err(CliError::Pkcs11)?;
-    eprintln!("hushfs: made key {made}");
+    say(format_args!("made key {made}"));
     Ok(made.into_name())
 }

@@ -90,23 +90,7 @@ impl Output {
             Kind::File if path.is_dir() => return Err(failed(io::ErrorKind::IsADirectory.into())),
             Kind::File => {}
         }
-        let number = data_encoding::HEXLOWER.encode(&random::bytes::<8>());
-        let temporary = path.with_file_name(format!(".{number}.tmp.hush"));
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
-        remove_when_stopped(temporary.clone()).map_err(failed)?;
-        Ok(Output::File(NewFile {
-            path,
-            temporary,
-            file,
-            replaces: force,
-            is_kept: false,
-        }))
+        NewFile::create(&path, force).map(Output::File).map_err(failed)
     }
 
     /// Tells whether it is a file, which stays.
@@ -127,12 +111,21 @@ impl Output {
         }
     }
 
-    /// Ends what was written. A file gets the mode and times of what it was made of, and is durable when this returns.
-    pub fn finish(mut self, of: Option<&Metadata>) -> CliResult {
+    /// Gives a file the mode and times of what it was made of, and makes it durable. It has not got its name yet.
+    pub fn make_durable(&mut self, of: Option<&Metadata>) -> CliResult {
+        let done = match self {
+            Output::Stdout(_) | Output::Special { .. } => Ok(()),
+            Output::File(new) => new.make_durable(of),
+        };
+        done.map_err(|source| self.failed(source))
+    }
+
+    /// Ends what was written and is durable. A file gets its name, and has it durably when this returns.
+    pub fn finish(mut self) -> CliResult {
         let finished = match &mut self {
             Output::Stdout(stdout) => stdout.flush(),
             Output::Special { .. } => Ok(()),
-            Output::File(new) => new.finish(of),
+            Output::File(new) => new.finish(),
         };
         finished.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => CliError::ExistsForce { path: self.path() },
@@ -166,8 +159,35 @@ impl Write for Output {
     }
 }
 
+/// Makes a file that nobody else may read, durably; AlreadyExists where something has its name. A failure leaves none.
+pub fn make_private(path: &Path, contents: &[&[u8]]) -> io::Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let mut new = NewFile::create(path, false)?;
+    contents.iter().try_for_each(|part| new.file.write_all(part))?;
+    new.make_durable(None)?;
+    new.finish()
+}
+
 impl NewFile {
-    fn finish(&mut self, of: Option<&Metadata>) -> io::Result<()> {
+    fn create(path: &Path, replaces: bool) -> io::Result<Self> {
+        let number = data_encoding::HEXLOWER.encode(&random::bytes::<8>());
+        let temporary = path.with_file_name(format!(".{number}.tmp.hush"));
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let new = NewFile {
+            path: path.to_owned(),
+            temporary: temporary.clone(),
+            file,
+            replaces,
+            is_kept: false,
+        };
+        remove_when_stopped(temporary)?;
+        Ok(new)
+    }
+
+    fn make_durable(&mut self, of: Option<&Metadata>) -> io::Result<()> {
         if let Some(of) = of.filter(|of| of.is_file()) {
             // Nobody but its maker may run as someone else what was sealed by another, nor read what its maker keeps from them.
             let mode = of.permissions().mode() & 0o777 & !mask();
@@ -177,11 +197,23 @@ impl NewFile {
                 .set_accessed(of.accessed()?);
             self.file.set_times(times)?;
         }
-        self.file.sync_all()?;
+        self.file.sync_all()
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        // Before the file has its name: it is there, or this has failed.
+        let directory = match File::open(parent.unwrap_or(Path::new("."))) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            opened => Some(opened?),
+        };
         self.rename()?;
         self.is_kept = true;
-        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+        match directory {
+            Some(directory) => directory.sync_all(),
+            // One that may be written to and not be read, as where people put files for someone, cannot be synced by itself.
+            None => Ok(rustix::fs::syncfs(&self.file)?),
+        }
     }
 
     fn rename(&self) -> io::Result<()> {

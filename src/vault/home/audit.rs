@@ -52,7 +52,10 @@ pub use self::{
     read::{LogReader, Verified},
     recorded::Recorded,
 };
-pub(super) use self::{error::REFUSED, files::is_log};
+pub(super) use self::{
+    error::REFUSED,
+    files::{is_coming, is_log, remove_coming},
+};
 use self::{event::Recorder, files::AuditNames};
 use super::{ChangeError, KeystoreHome, OpenKeystore};
 use crate::{
@@ -439,6 +442,10 @@ impl AuditLog {
     }
 }
 
+fn start_logging(begins: bool) -> Call {
+    Call::new("StartLogging", serde_json::json!({"newLog": begins}))
+}
+
 impl OpenKeystore {
     /// Has calls recorded from now on, in the log that was there before, or in another one; tells whether that is news.
     ///
@@ -452,7 +459,7 @@ impl OpenKeystore {
                 return Ok(false);
             }
             let begins = another || settings.is_none();
-            let call = Call::new("StartLogging", serde_json::json!({"newLog": begins}));
+            let call = start_logging(begins);
             if begins {
                 return open.begin_log(now, call).map(|()| true);
             }
@@ -464,6 +471,11 @@ impl OpenKeystore {
         // The keystore says so, whatever comes of this: the next who looks for the log does the same.
         AuditLog::of(&self.home, &self.keystore)?;
         Ok(is_news)
+    }
+
+    /// Begins the log of a keystore that is not stored yet, and stores that.
+    pub(super) fn begin_first_log(&mut self, now: u64) -> Result<(), ChangeError> {
+        self.begin_log(now, start_logging(true))
     }
 
     /// Begins another log with a call, and stores the keystore, which says so; the log is not in its place yet.

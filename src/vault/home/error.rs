@@ -241,6 +241,8 @@ pub enum CreateError {
     Record(ChangeError),
     /// The use of the key cannot be recorded.
     Audit(AuditError),
+    /// The keystore cannot be stored with its log.
+    Log(ChangeError),
     /// A limit of the format.
     Format(FormatError),
     /// The directory cannot be made, or a file not written.
@@ -279,6 +281,7 @@ impl fmt::Display for CreateError {
             CreateError::Keystore(error) => error.fmt(f),
             CreateError::Audit(error) => write!(f, "{REFUSED}: {error}"),
             CreateError::Record(error) => write!(f, "the vault was made, but: {error}"),
+            CreateError::Log(error) => error.fmt(f),
             CreateError::Format(error) => error.fmt(f),
             CreateError::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
@@ -290,7 +293,7 @@ impl std::error::Error for CreateError {
         match self {
             CreateError::Key(error) => Some(error),
             CreateError::Keystore(error) => Some(error),
-            CreateError::Record(error) => Some(error),
+            CreateError::Record(error) | CreateError::Log(error) => Some(error),
             CreateError::Audit(error) => Some(error),
             CreateError::Format(error) => Some(error),
             CreateError::Io { source, .. } => Some(source),

@@ -14,8 +14,8 @@ use std::{
 use rustix::fs::Stat;
 
 use super::{
-    AuditLog, Call, ChangeError, CreateError, KEYSTORE, KEYSTORE_SIZE_MAX, OpenError, VaultHome, error, make_directory,
-    store,
+    AuditLog, Call, ChangeError, CreateError, KEYSTORE, KEYSTORE_SIZE_MAX, OpenError, VaultHome, audit, error,
+    make_directory, store, take_back,
 };
 use crate::{
     backing::Dir,
@@ -63,6 +63,31 @@ impl KeystoreHome {
         let dir = make_directory(path).map_err(is_keystore)?;
         let mut open = OpenKeystore::create_in(path, &dir, keystore, now)?;
         open.home.is_embedded = false;
+        Ok(open)
+    }
+
+    /// Makes a keystore of its own, as [`create`](Self::create), that records calls: it says so when it is stored first, whatever interrupts this.
+    ///
+    /// # Errors
+    ///
+    /// The [`CreateError`] that says what is in the way.
+    pub fn create_recorded(path: &Path, keystore: LocalKeystore, now: u64) -> Result<OpenKeystore, CreateError> {
+        let dir = make_directory(path).map_err(is_keystore)?;
+        let io_error = |source| CreateError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        // What an interrupted call has left.
+        audit::remove_coming(&dir).map_err(io_error)?;
+        let mut open = OpenKeystore::in_memory(path, &dir, keystore).map_err(io_error)?;
+        open.home.is_embedded = false;
+        open.begin_first_log(now).map_err(|error| {
+            let _ = audit::remove_coming(&dir);
+            take_back(&dir);
+            CreateError::Log(error)
+        })?;
+        // As where a log is begun later: the next who looks for it does the same.
+        AuditLog::of(&open.home, &open.keystore)?;
         Ok(open)
     }
 
@@ -215,13 +240,20 @@ impl OpenKeystore {
         };
         let bytes = keystore.encode(now).map_err(CreateError::Format)?;
         store(dir, KEYSTORE, &bytes).map_err(io_error)?;
+        let mut open = Self::in_memory(path, dir, keystore).map_err(io_error)?;
+        open.home.bytes = bytes;
+        Ok(open)
+    }
+
+    /// Takes a keystore that was just made and is not stored yet.
+    fn in_memory(path: &Path, dir: &Dir, keystore: LocalKeystore) -> io::Result<Self> {
         Ok(OpenKeystore {
             slot: keystore.slots()[0].id,
             home: KeystoreHome {
                 path: path.to_owned(),
-                dir: dir.open_dir(".").map_err(io_error)?,
+                dir: dir.open_dir(".")?,
                 is_embedded: true,
-                bytes,
+                bytes: Vec::new(),
                 providers: Providers::default(),
             },
             keystore,

@@ -521,6 +521,20 @@ fn a_keystore_of_its_own_knows_its_vaults() {
 }
 
 #[test]
+fn a_vault_whose_files_are_to_have_no_bucket_key_says_so_in_its_first_header() {
+    let temp = tempfile::tempdir().unwrap();
+    let form = Form {
+        layout: layout(),
+        bucket_key: false,
+    };
+    drop(VaultHome::create(temp.path(), form, keystore(), 100).unwrap());
+    let open = open_with(temp.path(), 1).unwrap();
+    assert_eq!(open.header().current, Epoch(1));
+    let off = open.header().bucket_keys_off().unwrap();
+    assert!(off.vault && off.directories.is_empty());
+}
+
+#[test]
 fn the_keystore_of_a_vault_is_not_taken_for_one_of_its_own() {
     let (temp, open) = vault();
     drop(open);

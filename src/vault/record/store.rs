@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::RenameFlags;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use super::table::Table;
 use crate::{
@@ -60,6 +63,11 @@ pub enum RecordError {
         /// The directory.
         path: PathBuf,
     },
+    /// A mount, or another command, uses it.
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The vault could not be made durable, and a record must not be ahead of it.
     Vault(io::Error),
 }
@@ -72,6 +80,11 @@ impl fmt::Display for RecordError {
             RecordError::Busy { path } => {
                 write!(f, "the records in {} are locked by another process", path.display())
             }
+            RecordError::InUse { path } => write!(
+                f,
+                "the record {} is in use, and would be written again: unmount the vault first",
+                path.display()
+            ),
             RecordError::Vault(source) => write!(f, "nothing is recorded, since the vault cannot be synced: {source}"),
         }
     }
@@ -82,7 +95,7 @@ impl std::error::Error for RecordError {
         match self {
             RecordError::Io { source, .. } | RecordError::Vault(source) => Some(source),
             RecordError::Newer { source, .. } => Some(source),
-            RecordError::Busy { .. } => None,
+            RecordError::Busy { .. } | RecordError::InUse { .. } => None,
         }
     }
 }
@@ -94,7 +107,8 @@ pub enum Start {
     Whole,
     /// There was none: the vault was never seen here, or the record was removed.
     New,
-    /// It ends inside a batch, or some of it is not authentic. What stands before that is there; the whole was put aside under this name.
+    /// It ends inside a batch, or some of it is not authentic; or only what was put aside then is left. What stands before that is there; the whole was put aside
+    /// under this name.
     Damaged {
         /// What is wrong.
         problem: FormatError,
@@ -136,22 +150,29 @@ impl Store {
             .map_err(failed)?;
         let dir = Dir::open(path).map_err(failed)?;
         let _lock = lock(&dir, path)?;
-        let name = file_name(vault);
-        let (file, is_new) = match dir.open_file(&name, false) {
-            Ok(file) => (file, false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (begin(&dir, &name, key, vault, (table, 0)).map_err(failed)?.file, true)
+        let (file, found) = match find(&dir, vault, false).map_err(failed)? {
+            Some((file, found)) => (file, Some(found)),
+            None => {
+                let begun = begin(&dir, &file_name(vault), key, vault, (table, 0));
+                (begun.map_err(failed)?.file, None)
             }
-            Err(error) => return Err(failed(error)),
         };
         let mut store = Store::unread(path, dir, vault, file);
-        let start = match store.read_first(key, table)? {
-            None if is_new => Start::New,
-            None => Start::Whole,
-            Some(problem) => Start::Damaged {
+        let problem = store.read_first(key, table)?;
+        let start = match (found, problem) {
+            (None, _) => Start::New,
+            (Some(Found::Record), None) => Start::Whole,
+            (Some(Found::Record), Some(problem)) => Start::Damaged {
                 problem,
                 kept: store.set_aside(key, table)?,
             },
+            (Some(Found::SetAside), problem) => {
+                store.write_anew(key, table)?;
+                Start::Damaged {
+                    problem: problem.unwrap_or(FormatError::TooShort),
+                    kept: store.path.join(kept_name(vault)),
+                }
+            }
         };
         Ok((store, start))
     }
@@ -175,18 +196,23 @@ impl Store {
             Err(error) => return Err(failed(error)),
         };
         let _lock = lock(&dir, path)?;
-        let name = file_name(vault);
-        let file = match dir.open_file(&name, true) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
+        let Some((file, found)) = find(&dir, vault, true).map_err(failed)? else {
+            return Ok(None);
         };
         let mut store = Store::unread(path, dir, vault, file);
         let problem = store.read_first(key, table)?;
-        Ok(Some((store, problem)))
+        Ok(Some((
+            store,
+            match found {
+                Found::Record => problem,
+                Found::SetAside => problem.or(Some(FormatError::TooShort)),
+            },
+        )))
     }
 
+    /// Begins to read the record's file, which is held from now on.
     fn unread(path: &Path, dir: Dir, vault: VaultId, file: BackingFile) -> Self {
+        hold(&file);
         Store {
             path: path.to_owned(),
             dir,
@@ -210,17 +236,34 @@ impl Store {
         }
     }
 
-    /// Removes the record of a vault; tells whether there was one.
+    /// Removes the record of a vault, and what was put aside of it; tells whether there was one. Whoever uses it would write it again.
     pub fn forget(path: &Path, vault: VaultId) -> Result<bool, RecordError> {
         let failed = |source| RecordError::Io {
             path: path.to_owned(),
             source,
         };
-        match Dir::open(path).and_then(|dir| dir.unlink(&file_name(vault)).and_then(|()| dir.sync())) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(failed(error)),
+        let dir = match Dir::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(failed)?,
+        };
+        let _lock = lock(&dir, path)?;
+        if let Some((file, _)) = find(&dir, vault, true).map_err(failed)?
+            && flock(file.fd(), FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+        {
+            return Err(RecordError::InUse {
+                path: path.join(file_name(vault)),
+            });
         }
+        let mut removed = false;
+        for name in [kept_name(vault), file_name(vault)] {
+            match dir.unlink(&name) {
+                Ok(()) => removed = true,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        dir.sync().map_err(failed)?;
+        Ok(removed)
     }
 
     /// Returns how long the file is.
@@ -274,6 +317,7 @@ impl Store {
             .and_then(|one| Ok(one != ino(&self.file)?))
             .map_err(self.failed())?;
         if is_other {
+            hold(&file);
             self.file = file;
             self.end = 0;
         } else if self.file.len().map_err(self.failed())? == self.end {
@@ -349,17 +393,30 @@ impl Store {
         self.write_anew(key, table)
     }
 
-    /// Puts a damaged record aside, and writes what is known anew.
+    /// Puts a damaged record aside, and writes what is known anew. It keeps its own name until the new one has that: a disk that is full, or a kill, would have it
+    /// forgotten.
     ///
     /// Also one that ends inside a batch: that a batch was never finished is what it looks like, too, when someone has changed how many things it says are
     /// in it, and then whole batches stand behind.
     fn set_aside(&mut self, key: &RecordKey, table: &Table) -> Result<PathBuf, RecordError> {
-        let kept = format!("{}.damaged", self.name);
-        self.dir
-            .rename(&self.name, &self.dir, &kept, RenameFlags::empty())
-            .map_err(self.failed())?;
+        let kept = kept_name(self.vault);
+        self.keep_as(&kept).map_err(self.failed())?;
         self.write_anew(key, table)?;
         Ok(self.path.join(kept))
+    }
+
+    /// Gives the file another name besides, or copies it where it can have one only.
+    fn keep_as(&self, kept: &str) -> io::Result<()> {
+        match self.dir.unlink(kept) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        if self.dir.link(&self.name, &self.dir, kept).is_ok() {
+            return Ok(());
+        }
+        let mut bytes = vec![0; self.file.len()?.min(RECORD_SIZE_MAX) as usize];
+        let got = self.file.read_at(&mut bytes, 0)?;
+        self.dir.replace(kept, &format!("{kept}.tmp"), &bytes[..got])
     }
 
     /// Replaces the file by one that holds what is in the table: a crash leaves the old one or the new one.
@@ -370,6 +427,7 @@ impl Store {
             end: self.end,
             mac: self.mac,
         } = written;
+        hold(&self.file);
         Ok(())
     }
 }
@@ -383,6 +441,34 @@ struct Written {
 
 fn file_name(vault: VaultId) -> String {
     format!("{}.record", vault.to_hex())
+}
+
+/// Returns the name of a record that was put aside.
+fn kept_name(vault: VaultId) -> String {
+    format!("{}.damaged", file_name(vault))
+}
+
+/// Has a record's file not be forgotten while it is open. Who would do that locks its directory first, as whoever opens it; where there are no locks, it is.
+fn hold(file: &BackingFile) {
+    let _ = flock(file.fd(), FlockOperation::NonBlockingLockShared);
+}
+
+/// What there is of a record.
+enum Found {
+    /// It.
+    Record,
+    /// What was put aside, when a new one could not be written.
+    SetAside,
+}
+
+fn find(dir: &Dir, vault: VaultId, read_only: bool) -> io::Result<Option<(BackingFile, Found)>> {
+    for (name, found) in [(file_name(vault), Found::Record), (kept_name(vault), Found::SetAside)] {
+        match dir.open_file(&name, read_only) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return Ok(Some((opened?, found))),
+        }
+    }
+    Ok(None)
 }
 
 /// Writes a new record with what is known, as of a time, durably.

@@ -303,6 +303,57 @@ fn a_record_that_was_cut_meanwhile_is_kept_and_written_anew_with_all_that_is_kno
 }
 
 #[test]
+fn a_damaged_record_is_not_forgotten_where_no_other_can_be_written() {
+    let bench = Bench::new();
+    drop(with_three_files(&bench));
+    let whole = fs::read(bench.file()).unwrap();
+    let cut = &whole[..whole.len() - 1];
+    fs::write(bench.file(), cut).unwrap();
+    let known = Record::open_read_only(&bench.vault, bench.dir.path(), true).unwrap();
+    let files = known.unwrap().0.size().files;
+    // As a full disk has it: the new record cannot be written.
+    let in_the_way = bench.file().with_extension("record.tmp");
+    fs::create_dir(&in_the_way).unwrap();
+    for _ in 0..2 {
+        assert!(Record::open(&bench.vault, bench.dir.path(), true).is_err());
+        assert_eq!(fs::read(bench.file()).unwrap(), cut);
+    }
+    fs::remove_dir(in_the_way).unwrap();
+    let (record, start) = bench.open();
+    assert!(matches!(start, Start::Damaged { .. }));
+    assert_eq!(record.size().files, files);
+    let kept = bench.file().with_extension("record.damaged");
+    assert_eq!(fs::read(&kept).unwrap(), cut);
+    assert_ne!(fs::read(bench.file()).unwrap(), cut);
+}
+
+#[test]
+fn of_a_record_that_is_gone_what_was_put_aside_is_used_until_it_is_forgotten() {
+    let bench = Bench::new();
+    let files = with_three_files(&bench).size().files;
+    let kept = bench.file().with_extension("record.damaged");
+    fs::rename(bench.file(), &kept).unwrap();
+    let known = Record::open_read_only(&bench.vault, bench.dir.path(), true).unwrap();
+    let (known, problem) = known.unwrap();
+    assert_eq!((known.size().files, problem), (files, Some(FormatError::TooShort)));
+    let (record, start) = bench.open();
+    let problem = FormatError::TooShort;
+    assert_eq!(
+        start,
+        Start::Damaged {
+            problem,
+            kept: kept.clone()
+        }
+    );
+    assert_eq!(record.size().files, files);
+    assert_eq!(bench.record().size().files, files);
+    drop(record);
+    assert!(Record::forget(&bench.vault, bench.dir.path()).unwrap());
+    assert!(!kept.exists());
+    assert_eq!(bench.open().1, Start::New);
+}
+
+#[test]
 fn a_record_of_a_newer_version_is_left_alone() {
     let bench = Bench::new();
     drop(bench.open());
@@ -360,8 +411,27 @@ fn a_record_that_was_removed_meanwhile_is_written_anew() {
     record.note(&seen(2, 5, 6));
     write(&record);
     assert_eq!(bench.record().size().files, 2);
-    assert!(Record::forget(&bench.vault, bench.dir.path()).unwrap());
-    assert!(!Record::forget(&bench.vault, bench.dir.path()).unwrap());
+}
+
+#[test]
+fn a_record_in_use_is_not_forgotten() {
+    let bench = Bench::new();
+    let forget = || Record::forget(&bench.vault, bench.dir.path());
+    let (record, _) = bench.open();
+    assert!(matches!(forget(), Err(RecordError::InUse { .. })));
+    fs::remove_file(bench.file()).unwrap();
+    record.note(&seen(2, 5, 6));
+    write(&record);
+    assert!(
+        matches!(forget(), Err(RecordError::InUse { .. })),
+        "it was written anew"
+    );
+    drop(record);
+    let looked_at = Record::open_read_only(&bench.vault, bench.dir.path(), true).unwrap();
+    assert!(matches!(forget(), Err(RecordError::InUse { .. })));
+    drop(looked_at);
+    assert!(forget().unwrap());
+    assert!(!forget().unwrap());
 }
 
 #[test]

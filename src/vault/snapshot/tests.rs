@@ -92,6 +92,26 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn a_file_is_taken_over_where_its_next_change_would_have_had_another_time() {
+    let temp = tempfile::tempdir().unwrap();
+    let vault = vault_of(1);
+    let root = Dir::open(temp.path()).unwrap();
+    let disk = vault.root_keys().seal_name(b"file");
+    root.create_file(&disk.entry, 0o600).unwrap();
+    let changed = root.stat(&disk.entry).unwrap().st_ctime as u64;
+    let take = |time, base: Option<&[u8]>| {
+        let base = base.map(|bytes| SnapshotReader::new(&vault, bytes).unwrap());
+        let head = SnapshotHead { time, ..head() };
+        take(&vault, &root, (head, Vec::new()), base, &mut |_| {}).unwrap()
+    };
+    for (time, taken_over) in [(changed, 0), (changed + 1, 0), (changed + 2, 1)] {
+        let (_, base) = take(time, None);
+        let (taken, _) = take(time + 10, Some(&base));
+        assert_eq!((taken.entries, taken.taken_over, taken.unreadable), (1, taken_over, 0));
+    }
+}
+
+#[test]
 fn a_list_that_ends_with_a_chunk_is_read() {
     // The end takes 9 bytes, a directory 24 and its name.
     let mut one = vec![entry(0, "a".into(), What::Directory(DirectoryId([1; 16])))];

@@ -111,6 +111,19 @@ pub(in crate::vault::home) fn is_log(name: &[u8]) -> bool {
             .any(|end| name.ends_with(end))
 }
 
+/// Tells whether a name is that of a log, or its state, that a keystore outside of vaults was to have.
+pub(in crate::vault::home) fn is_coming(name: &[u8]) -> bool {
+    let coming = AuditNames::of(false).coming();
+    [coming.log, coming.state].map(str::as_bytes).contains(&name)
+}
+
+/// Removes the log that a keystore was to have that there is not.
+pub(in crate::vault::home) fn remove_coming(dir: &Dir) -> io::Result<()> {
+    let coming = AuditNames::of(false).coming();
+    remove(dir, coming.log)?;
+    remove(dir, coming.state)
+}
+
 fn remove(dir: &Dir, name: &str) -> io::Result<()> {
     match dir.unlink(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -37,11 +37,14 @@ fn layout() -> Layout {
 fn audited() -> (TempDir, PathBuf) {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("keys");
-    let keystore = LocalKeystore::create("main", &NewSecret::KeyFile(&key_file(1)), 100).unwrap();
-    let mut open = KeystoreHome::create(&path, keystore, 100).unwrap();
+    let mut open = KeystoreHome::create(&path, new_keystore(), 100).unwrap();
     assert!(open.audit_on(false, 100).unwrap());
     assert!(!open.audit_on(false, 100).unwrap());
     (temp, path)
+}
+
+fn new_keystore() -> LocalKeystore {
+    LocalKeystore::create("main", &NewSecret::KeyFile(&key_file(1)), 100).unwrap()
 }
 
 fn open(path: &Path) -> OpenKeystore {
@@ -108,6 +111,34 @@ fn is_whole(keys: &Path) -> u64 {
     assert_eq!(verified.problems, []);
     assert!(verified.besides.is_none(), "{:?}", verified.besides);
     verified.good
+}
+
+#[test]
+fn a_keystore_that_is_to_record_calls_does_from_its_first_version_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("keys");
+    let in_the_way = path.join("keystore.tmp.hush");
+    fs::create_dir_all(&in_the_way).unwrap();
+    let create = || KeystoreHome::create_recorded(&path, new_keystore(), 100);
+    // As on a full disk, and as a kill before the keystore has its name leaves it.
+    assert!(matches!(create(), Err(CreateError::Log(_))));
+    fs::remove_dir(in_the_way).unwrap();
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+    fs::write(path.join("audit-new.state"), "").unwrap();
+    fs::write(path.join("audit-new.jsonl"), "{}\n").unwrap();
+    let created = create().unwrap();
+    let settings = created.keystore.audit_settings().unwrap();
+    assert!(settings.is_on);
+    drop(created);
+    let mut names: Vec<_> = fs::read_dir(&path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, [LOG, STATE, KEYSTORE]);
+    assert_eq!(open(&path).keystore.generation(), 1);
+    make_key(&path).unwrap();
+    assert!(!open(&path).audit_on(false, 101).unwrap(), "it is on already");
 }
 
 #[test]
