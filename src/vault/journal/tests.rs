@@ -935,3 +935,39 @@ fn what_a_file_did_not_take_is_known_of_the_file_as_it_was_opened_last() {
     journal.settle_doubts().unwrap();
     is_durable_without_the_journal(&disk);
 }
+
+#[test]
+fn a_limit_on_the_size_of_files_makes_the_journal_small() {
+    #[derive(Debug)]
+    struct Limited(SmallHome);
+
+    impl JournalHome<DiskFile> for Limited {
+        fn make(&self, size: u64) -> io::Result<(DiskFile, JournalPlace)> {
+            let made = self.0.make(size);
+            made.map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+        }
+
+        fn settle(&self, journal: &DiskFile) -> io::Result<()> {
+            self.0.settle(journal)
+        }
+
+        fn sync_filesystem(&self) -> io::Result<()> {
+            self.0.sync_filesystem()
+        }
+
+        fn can_sync_filesystem(&self) -> bool {
+            self.0.can_sync_filesystem()
+        }
+
+        fn remove(&self) -> io::Result<()> {
+            self.0.remove()
+        }
+    }
+
+    let home = Limited(SmallHome {
+        log: DiskFile::default(),
+        others: Vec::new(),
+    });
+    let journal = Journal::new(Box::new(home), VaultId([1; 16]), key(), 2);
+    assert!(journal.limit().unwrap().is_some());
+}
