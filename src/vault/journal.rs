@@ -194,7 +194,7 @@ pub struct Journal<S> {
     files_max: usize,
     /// Counts what was held, so that a commit knows whose changes it has.
     holds: AtomicU64,
-    /// Bytes held now.
+    /// Bytes of memory that what is held takes now.
     held: AtomicUsize,
     /// Bytes that may be held; 0 before there is a journal.
     limit: AtomicUsize,

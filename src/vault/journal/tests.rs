@@ -937,6 +937,26 @@ fn what_a_file_did_not_take_is_known_of_the_file_as_it_was_opened_last() {
 }
 
 #[test]
+fn what_is_held_is_bounded_with_the_writes_that_it_is_a_part_of() {
+    const BLOCKS: usize = 12;
+    let disk = DiskFile::default();
+    let journal = journal_in(&DiskFile::default());
+    let content = open(1, &disk, &journal).unwrap();
+    content.write(PlainOffset(0), &pattern(100 * PAGE, 1)).unwrap();
+    content.storage().sync_data().unwrap();
+    for block in 0..50 {
+        let new = pattern(BLOCKS * PAGE, block as u8);
+        content.write(PlainOffset(block * PAGE as u64), &new).unwrap();
+        let held = journal.held.load(Ordering::Relaxed);
+        assert_eq!(held, content.storage().memory());
+        assert!(held <= journal.limit().unwrap().unwrap() + BLOCKS * PAGE, "{held}");
+    }
+    journal.commit().unwrap();
+    assert_eq!(journal.held.load(Ordering::Relaxed), 0);
+    content.verify(|_| ()).unwrap();
+}
+
+#[test]
 fn a_limit_on_the_size_of_files_makes_the_journal_small() {
     #[derive(Debug)]
     struct Limited(SmallHome);
