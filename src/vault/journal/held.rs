@@ -127,6 +127,13 @@ impl State {
         self.runs.last_key_value().map_or(0, |(_, run)| run.end())
     }
 
+    /// Returns the first run that ends behind an offset.
+    fn run_from(&self, offset: u64) -> Option<&Run> {
+        let before = self.runs.range(..=offset).next_back().map(|(_, run)| run);
+        let behind = || self.runs.range(offset..).next().map(|(_, run)| run);
+        before.filter(|run| run.end() > offset).or_else(behind)
+    }
+
     /// Returns when the file was modified last, as an entry has it; zeros where that is not known.
     fn entry_mtime(&self) -> (i64, u32) {
         self.mtime.map_or((0, 0), |mtime| (mtime.tv_sec, mtime.tv_nsec as u32))
@@ -747,13 +754,30 @@ impl<S: Storage> Storage for Journaled<S> {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.commit_held()?;
-        self.held.storage.next_data(offset)
+        if !self.held.is_holding() {
+            return self.held.storage.next_data(offset);
+        }
+        // Of both: nothing moves from here to the file meanwhile.
+        let state = self.held.state.read();
+        let held = state.run_from(offset).map(|run| run.offset.max(offset));
+        let stored = self.held.storage.next_data(offset)?;
+        Ok(held.into_iter().chain(stored).min())
     }
 
     fn next_hole(&self, offset: u64) -> io::Result<u64> {
-        self.commit_held()?;
-        self.held.storage.next_hole(offset)
+        if !self.held.is_holding() {
+            return self.held.storage.next_hole(offset);
+        }
+        let state = self.held.state.read();
+        let mut at = offset;
+        loop {
+            // Behind its end the data file has nothing, though it names that.
+            at = self.held.storage.next_hole(at)?.max(at);
+            match state.run_from(at).filter(|run| run.offset <= at) {
+                Some(run) => at = run.end(),
+                None => return Ok(at),
+            }
+        }
     }
 
     fn set_mtime(&self, mtime: Timespec) -> io::Result<()> {
