@@ -174,11 +174,14 @@ impl Fs {
     /// # Errors
     ///
     /// What reading the root's attributes gives.
-    pub fn new(vault: Vault, root_dir: Dir, options: FsOptions) -> FsResult<Self> {
+    pub fn new(mut vault: Vault, root_dir: Dir, options: FsOptions) -> FsResult<Self> {
         let capacity = NonZeroUsize::new(options.cached_descriptors).unwrap_or(NonZeroUsize::MIN);
         let (nodes, root) = NodeTable::new();
         if let Some(state) = &root.directory {
             state.keys.get_or_init(|| vault.root_keys());
+        }
+        if options.shared {
+            vault.watch_header(root_dir.open_dir(".")?);
         }
         let device = root_dir.stat_self()?.st_dev;
         let syncs_at_once = root_dir.can_sync_filesystem();
