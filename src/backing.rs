@@ -11,6 +11,6 @@ pub mod file;
 pub mod process;
 
 pub use descent::Descent;
-pub use dir::{Dir, DirStream, RawEntry};
+pub use dir::{Dir, DirStream, RawEntry, Stamp};
 pub use entry::Entry;
 pub use file::{BackingFile, FilePlace, ShortWrite, Storage, is_settled, mtime_of};

@@ -45,12 +45,15 @@ use self::{
     late::Late,
     leftovers::Unused,
     listing::Listing,
-    node::{DirectoryState, Link, NodeTable, Remains, node_id},
+    node::{DirectoryState, HeaderLook, Link, NodeTable, Remains, node_id},
     sealer::SealQueue,
 };
 use crate::{
     backing::{BackingFile, Dir, Entry, process},
-    format::{link, name::NAME_MAX},
+    format::{
+        link,
+        name::{DIRECTORY_HEADER, NAME_MAX},
+    },
     ids::Epoch,
     vault::{
         DirectoryKeys, Vault, VaultError,
@@ -82,6 +85,9 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an attribute waits for who opens or closes the file.
 const FILE_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long a directory's header is taken for what it was when it was last looked at, while something else may change the vault.
+const HEADER_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// The result of an operation.
 pub type FsResult<T> = Result<T, FsError>;
@@ -174,11 +180,14 @@ impl Fs {
     /// # Errors
     ///
     /// What reading the root's attributes gives.
-    pub fn new(vault: Vault, root_dir: Dir, options: FsOptions) -> FsResult<Self> {
+    pub fn new(mut vault: Vault, root_dir: Dir, options: FsOptions) -> FsResult<Self> {
         let capacity = NonZeroUsize::new(options.cached_descriptors).unwrap_or(NonZeroUsize::MIN);
         let (nodes, root) = NodeTable::new();
         if let Some(state) = &root.directory {
             state.keys.get_or_init(|| vault.root_keys());
+        }
+        if options.shared {
+            vault.watch_header(root_dir.open_dir(".")?);
         }
         let device = root_dir.stat_self()?.st_dev;
         let syncs_at_once = root_dir.can_sync_filesystem();
@@ -353,7 +362,12 @@ impl Fs {
         if let Some(keys) = state.keys.get() {
             return Ok(keys);
         }
-        let keys = self.by_link(node, |link| {
+        let keys = self.load_keys(node)?;
+        Ok(state.keys.get_or_init(|| keys))
+    }
+
+    fn load_keys(&self, node: &Arc<Node>) -> FsResult<DirectoryKeys> {
+        self.by_link(node, |link| {
             let dir = self.dir(node)?;
             let parent = self.keys(&link.parent)?.id;
             // Not what the link says of it: who lists it may still be about to note that it is a sync tool's copy, and keys are looked up once.
@@ -361,14 +375,75 @@ impl Fs {
             let name = base.as_deref().unwrap_or(&link.name);
             let loaded = self.vault.load_directory(&dir, parent, name);
             loaded.map_err(self.at(node, ""))
-        })?;
-        Ok(state.keys.get_or_init(|| keys))
+        })
+    }
+
+    /// Returns the node of a directory as it is now: where something else may change the vault, another directory may have come into its place, or its header
+    /// later than the directory. What has the keys of the one before would show no name of it, and new files would be lost.
+    fn as_it_is_now(&self, node: Arc<Node>, dir: &Dir) -> FsResult<Arc<Node>> {
+        if !self.options.shared || node.id == ROOT || node.is_dead() {
+            return Ok(node);
+        }
+        let state = node.directory.as_ref().ok_or(FsError::NotDirectory)?;
+        let last = *state.header.lock();
+        if last.is_some_and(|last| last.at.elapsed() < HEADER_AGE_MAX) {
+            return Ok(node);
+        }
+        let mut look = HeaderLook {
+            at: Instant::now(),
+            stamp: dir.stamp(DIRECTORY_HEADER)?,
+            is_missed: false,
+        };
+        let is_as_before = last.is_some_and(|last| last.stamp == look.stamp && !last.is_missed);
+        let has_its_keys = is_as_before || self.has_its_keys(&node, dir)?;
+        look.is_missed = !has_its_keys && look.stamp.is_none() && !last.is_some_and(|last| last.is_missed);
+        if has_its_keys || look.is_missed {
+            *state.header.lock() = Some(look);
+            return Ok(node);
+        }
+        log::warn!(
+            "{:?}: something else has changed its {DIRECTORY_HEADER}: it is another directory from now on",
+            self.disk_path(&node)
+        );
+        Ok(self.nodes.renew_directory(&node))
+    }
+
+    /// Tells whether a directory's keys are those that it would get now, or not known yet.
+    fn has_its_keys(&self, node: &Arc<Node>, dir: &Dir) -> FsResult<bool> {
+        let Some(known) = node.keys() else { return Ok(true) };
+        let header = self.vault.load_directory_header(dir).map_err(self.at(node, ""))?;
+        // Renamed, by whoever: the header may come before or after the new name.
+        if header.is_some_and(|header| header.directory == known.id) {
+            return Ok(true);
+        }
+        Ok(self.load_keys(node)?.id == known.id)
+    }
+
+    /// Looks once more at a directory's header before a name is made there.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Stale`] where it is another: the kernel tries again, and the directory is looked at anew. EBUSY where it is gone, until it is known whether
+    /// for long.
+    fn check_header(&self, directory: &OpenDirectory) -> FsResult<()> {
+        let mut last = directory.state().header.lock();
+        let Some(look) = *last else { return Ok(()) };
+        if directory.dir.stamp(DIRECTORY_HEADER)? != look.stamp {
+            *last = None;
+            return Err(FsError::Stale);
+        }
+        if look.is_missed {
+            Err(Errno::BUSY.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns a directory with its descriptor and keys.
     fn directory(&self, id: u64) -> FsResult<OpenDirectory> {
         let node = self.node(id)?;
         let dir = self.dir(&node)?;
+        let node = self.as_it_is_now(node, &dir)?;
         self.keys(&node)?;
         Ok(OpenDirectory { node, dir })
     }
@@ -424,6 +499,9 @@ impl Fs {
         }
         let mut attr = self.attr(&directory.dir, disk, stat)?;
         let node = self.nodes.look_up((stat, attr.size), &directory.node, name, disk);
+        if self.options.shared {
+            node.is_below(&directory.node, disk);
+        }
         if let Err(error) = self.admit_name(&node, directory, (name, disk), stat) {
             if matches!(error, FsError::Stale) {
                 self.forget(node.id, 1);

@@ -9,6 +9,7 @@ pub mod content;
 pub mod facts;
 pub mod file;
 pub mod freshness;
+pub mod header_watch;
 pub mod home;
 pub mod journal;
 pub mod keeper;
@@ -45,6 +46,7 @@ use crate::{
         access::EpochAccess,
         choice::{KeyChoice, KeyOfFile},
         content::ContentError,
+        header_watch::HeaderWatch,
         own_keys::{Ask, NewOwnKey, OwnAccess, OwnKeys},
         record::Backwards,
     },
@@ -63,6 +65,8 @@ pub enum VaultError {
     HeaderMisplaced(FileId),
     /// The file's header is of an epoch that this vault does not have.
     EpochMissing(Epoch),
+    /// A header would be of an epoch that another machine has retired: nobody could open it.
+    EpochRetired(Epoch),
     /// The file's header is of an epoch whose key its custodian does not give, or did not when it was last asked.
     EpochKey(Epoch, KeyError),
     /// Who has the key of a file without a bucket key has to be asked first, which nobody else is to wait for.
@@ -93,6 +97,12 @@ impl fmt::Display for VaultError {
                 write!(f, "its header {} belongs to another directory", name::header_file(*id))
             }
             VaultError::EpochMissing(epoch) => write!(f, "its header is of epoch {epoch}, whose key is not here"),
+            VaultError::EpochRetired(epoch) => {
+                write!(
+                    f,
+                    "another machine has retired epoch {epoch}: mount the vault again to store something new"
+                )
+            }
             VaultError::EpochKey(epoch, error) => write!(f, "its header is of epoch {epoch}: {error}"),
             VaultError::KeyNeeded(ask) => write!(f, "it has no bucket key, and key {} was not asked for it", ask.key()),
             VaultError::DirectoryDamaged(error) => write!(f, "its {}: {error}", name::DIRECTORY_HEADER),
@@ -198,6 +208,8 @@ pub struct Vault {
     epochs: EpochKeys,
     choice: KeyChoice,
     own_keys: OwnKeys,
+    /// Where something else may change the vault.
+    header_watch: Option<HeaderWatch>,
     names_root: NamesRoot,
     directory_header_key: MacKey,
     symlink_key: SivKey,
@@ -247,6 +259,7 @@ impl Vault {
             epochs,
             choice: KeyChoice::default(),
             own_keys: OwnKeys::new(id),
+            header_watch: None,
             directory_header_key: names_root.directory_header_key(),
             symlink_key: names_root.symlink_key(),
             xattr_keys: XattrKeys {
@@ -270,6 +283,21 @@ impl Vault {
     /// Returns the keys of the epochs.
     pub fn epochs(&self) -> &EpochKeys {
         &self.epochs
+    }
+
+    /// Looks from now on whether something else changes the vault header, which is in this directory.
+    pub fn watch_header(&mut self, dir: Dir) {
+        let known = self.epochs.keys.keys().copied().collect();
+        self.header_watch = Some(HeaderWatch::new(self.id, dir, known));
+    }
+
+    /// Checks that what is wrapped in an epoch can be opened later.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::EpochRetired`].
+    pub fn check_not_retired(&self, epoch: Epoch) -> Result<(), VaultError> {
+        self.header_watch.as_ref().map_or(Ok(()), |watch| watch.check(epoch))
     }
 
     /// Returns which keys files have and get.
@@ -487,7 +515,11 @@ impl Vault {
     fn verify_header(&self, file: FileId, bytes: &[u8]) -> Result<FileHeader, VaultError> {
         let damaged = |error| VaultError::HeaderDamaged(file, error);
         let header = UnverifiedHeader::decode(bytes).map_err(damaged)?;
-        let key = self.epochs.wrapping_key(header.epoch())?;
+        let key = self.epochs.wrapping_key(header.epoch()).inspect_err(|error| {
+            if let (VaultError::EpochMissing(_), Some(watch)) = (error, &self.header_watch) {
+                watch.note_missing();
+            }
+        })?;
         let verified = match header.own() {
             None => header.verify(self.id, key),
             Some(wrap) => {
@@ -557,8 +589,9 @@ impl Vault {
     ///
     /// # Errors
     ///
-    /// [`VaultError::EpochMissing`].
+    /// [`VaultError::EpochMissing`] or [`VaultError::EpochRetired`].
     pub fn encode_header(&self, header: &FileHeader) -> Result<Vec<u8>, VaultError> {
+        self.check_not_retired(header.fields.epoch)?;
         let key = self.epochs.wrapping_key(header.fields.epoch)?;
         Ok(header.encode(self.id, key))
     }

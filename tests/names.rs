@@ -7,6 +7,8 @@ mod unmounted;
 
 #[path = "names/copies.rs"]
 mod copies;
+#[path = "names/directories.rs"]
+mod directories;
 
 use std::{
     collections::BTreeSet,

@@ -52,6 +52,26 @@ pub struct RawEntry<'s> {
     pub next: u64,
 }
 
+/// What tells a file that was replaced or changed from the one that was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    ino: u64,
+    size: i64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+impl From<&Stat> for Stamp {
+    fn from(stat: &Stat) -> Self {
+        Stamp {
+            ino: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+}
+
 impl Dir {
     /// Opens a directory by a path of the user's; symbolic links in it are followed.
     ///
@@ -183,6 +203,19 @@ impl Dir {
     /// What fstatat(2) gives.
     pub fn stat(&self, name: &str) -> io::Result<Stat> {
         Ok(self.stat_raw(name)?)
+    }
+
+    /// Returns what tells a file from what may be in its place later; nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// What fstatat(2) gives.
+    pub fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
+        match self.stat_raw(name) {
+            Ok(stat) => Ok(Some((&stat).into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn stat_raw(&self, name: &str) -> Result<Stat, Errno> {

@@ -107,6 +107,7 @@ impl Fs {
         if name.len() > NAME_MAX {
             return Err(FsError::NameTooLong);
         }
+        self.check_header(directory)?;
         let disk = directory.keys().seal_name(name);
         if let Some(sealed) = &disk.long {
             let (file, bytes) = (disk.long_name_file(), name::encode_long_name(sealed));

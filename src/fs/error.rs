@@ -100,7 +100,7 @@ impl FsError {
 fn vault_errno(error: &VaultError) -> i32 {
     match error {
         VaultError::Io(error) => error.raw_os_error().unwrap_or(libc::EIO),
-        VaultError::EpochMissing(_) => libc::ENOKEY,
+        VaultError::EpochMissing(_) | VaultError::EpochRetired(_) => libc::ENOKEY,
         VaultError::EpochKey(_, error) => key_errno(error),
         // Who serves requests asks and has the operation done again, so that nobody sees this.
         VaultError::KeyNeeded(_) => libc::ETIMEDOUT,

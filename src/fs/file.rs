@@ -341,7 +341,8 @@ impl Fs {
 
     fn check_usable(&self, directory: &Arc<Node>, key: KeyOfFile) -> FsResult<()> {
         let usable = self.vault.epochs().wrapping_key(key.epoch);
-        usable.map(drop).map_err(self.at(directory, ""))
+        let lasting = usable.and_then(|_| self.vault.check_not_retired(key.epoch));
+        lasting.map_err(self.at(directory, ""))
     }
 
     /// As [`Fs::check_key_of_new_files`]; returns the secret that the header of a new file gets, where it is to have no bucket key. The file gets `key`, or

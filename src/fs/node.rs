@@ -9,6 +9,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -16,7 +17,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::{acl::Acl, attr::Time, leftovers::Arrivals};
 use crate::{
-    backing::Dir,
+    backing::{Dir, Stamp},
     ids::Epoch,
     vault::{DirectoryKeys, file::VaultFile},
 };
@@ -154,6 +155,19 @@ pub struct DirectoryState {
     pub conflicts: Mutex<Option<Arc<Vec<String>>>>,
     /// Names that come into it for files whose headers may be there.
     pub arrivals: Arrivals,
+    /// When its own header was looked at last, and what was there; where something else may change it.
+    pub header: Mutex<Option<HeaderLook>>,
+}
+
+/// A look at a directory's header.
+#[derive(Clone, Copy, Debug)]
+pub struct HeaderLook {
+    /// When.
+    pub at: Instant,
+    /// What was there.
+    pub stamp: Option<Stamp>,
+    /// It is gone, and may be only for the moment in which a sync tool puts another there.
+    pub is_missed: bool,
 }
 
 impl Node {
@@ -322,6 +336,16 @@ impl Node {
         self.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less) == Ok(1)
     }
 
+    /// Notes as what its directory is known now: that may have been [renewed](NodeTable::renew_directory).
+    pub fn is_below(&self, parent: &Arc<Node>, disk: &str) {
+        // Whoever holds the lock knows better.
+        if let Some(mut link) = self.link.try_lock()
+            && let Some(at) = link.as_mut().filter(|at| at.is_entry(parent, disk))
+        {
+            at.parent = parent.clone();
+        }
+    }
+
     /// Tells whether it is known by the name that it was known by. Who changes the name on disk holds the lock meanwhile.
     pub fn is_still_at(&self, link: &Link) -> bool {
         let now = self.link.lock();
@@ -452,6 +476,23 @@ impl NodeTable {
             *known = renewed.clone();
         }
         renewed
+    }
+
+    /// Has a directory known anew, without its keys, and returns its node. What was found in it before stays with the node that had those.
+    ///
+    /// To the kernel it is the same: nothing that it was told holds for longer than a look at the header.
+    pub fn renew_directory(&self, node: &Arc<Node>) -> Arc<Node> {
+        let link = node.link.lock().clone();
+        let mut shard = self.shard(node.id).write();
+        let Some(known) = shard.get_mut(&node.id).filter(|known| Arc::ptr_eq(known, node)) else {
+            // Someone else was first.
+            return shard.get(&node.id).unwrap_or(node).clone();
+        };
+        node.kill();
+        let mut renewed = node.successor(node.kind, link);
+        renewed.generation = node.generation;
+        *known = Arc::new(renewed);
+        known.clone()
     }
 
     /// Returns the node that stands for names of a file which are not its own, and counts a look-up.

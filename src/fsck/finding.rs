@@ -148,7 +148,7 @@ fn error_code(error: &VaultError) -> &'static str {
         VaultError::HeaderMissing(_) => "header-missing",
         VaultError::HeaderDamaged(..) => "header",
         VaultError::HeaderMisplaced(_) => "header-misplaced",
-        VaultError::EpochMissing(_) => "epoch-missing",
+        VaultError::EpochMissing(_) | VaultError::EpochRetired(_) => "epoch-missing",
         VaultError::EpochKey(..) | VaultError::KeyNeeded(_) => "key",
         VaultError::DirectoryDamaged(_) => "directory-header",
         VaultError::DirectoryMisplaced => "directory-misplaced",

@@ -82,7 +82,7 @@ pub trait JournalHome<S>: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// What creating a file gives; ENOSPC where there is no room for it.
+    /// What creating a file gives; ENOSPC where there is no room for it, EFBIG where no file may be that large.
     fn make(&self, size: u64) -> io::Result<(S, JournalPlace)>;
 
     /// Has the journal that was made last, with what is in it, survive a crash.
@@ -194,7 +194,7 @@ pub struct Journal<S> {
     files_max: usize,
     /// Counts what was held, so that a commit knows whose changes it has.
     holds: AtomicU64,
-    /// Bytes held now.
+    /// Bytes of memory that what is held takes now.
     held: AtomicUsize,
     /// Bytes that may be held; 0 before there is a journal.
     limit: AtomicUsize,
@@ -693,5 +693,6 @@ impl<S: Storage> Open<S> {
 }
 
 fn is_without_room(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    // EFBIG where files may not grow that large (RLIMIT_FSIZE).
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
 }

@@ -72,11 +72,11 @@ fn shown(name: &str) -> Vec<u8> {
     format!("{name}{SHOWN}").into_bytes()
 }
 
-fn rename(fs: &Fs, from: NameIn<'_>, to: NameIn<'_>) -> FsResult<()> {
+pub fn rename(fs: &Fs, from: NameIn<'_>, to: NameIn<'_>) -> FsResult<()> {
     fs.rename(from, to, 0).map(|left| fs.clear(left))
 }
 
-fn read(fs: &Fs, parent: u64, name: &[u8]) -> FsResult<Vec<u8>> {
+pub fn read(fs: &Fs, parent: u64, name: &[u8]) -> FsResult<Vec<u8>> {
     let id = fs.look_up(parent, name)?.node.id;
     fs.open(id, false)?;
     let mut buffer = Vec::new();
@@ -99,7 +99,7 @@ fn assert_sealed_without_files(bench: &Bench) {
 }
 
 /// The names in a directory.
-fn listed(fs: &Fs, id: u64) -> Vec<String> {
+pub fn listed(fs: &Fs, id: u64) -> Vec<String> {
     let mut names = Vec::new();
     fs.list(id, 0, |entry| {
         names.push(String::from_utf8(entry.name.clone()).unwrap());
@@ -112,13 +112,13 @@ fn listed(fs: &Fs, id: u64) -> Vec<String> {
 }
 
 /// Does something with a filesystem as a mount would, to its end.
-fn with_mount(bench: &Bench, act: impl FnOnce(&Fs, Caller)) {
+pub fn with_mount(bench: &Bench, act: impl FnOnce(&Fs, Caller)) {
     let (fs, _home, caller) = open(bench);
     act(&fs, caller);
     fs.seal_all();
 }
 
-fn with_shared(bench: &Bench, act: impl FnOnce(&Fs, Caller)) {
+pub fn with_shared(bench: &Bench, act: impl FnOnce(&Fs, Caller)) {
     let open = unmounted::open(&bench.vault(), &bench.passfile());
     let (fs, _home, caller) = fs_with(open, |options| options.shared = true);
     act(&fs, caller);

@@ -14,6 +14,7 @@ use super::{
     unwrap_epoch,
 };
 use crate::{
+    backing::Stamp,
     crypto::keys::EpochKey,
     format::{
         FormatError,
@@ -218,15 +219,6 @@ impl Epochs {
 /// What messages call a log in which it cannot be recorded that a key was used.
 const AUDIT_LOG: &str = "its audit log";
 
-/// What tells a file that was replaced or changed from the one that was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    ino: u64,
-    size: i64,
-    modified: (i64, u64),
-    changed: (i64, u64),
-}
-
 /// Asks the keystore that opened a vault. Its root stays in memory, so that neither a passphrase nor Argon2id is needed again; what others do to its file
 /// is seen.
 #[derive(Debug)]
@@ -300,12 +292,7 @@ impl Source for KeystoreSource {
     fn refresh(&mut self) {
         let looked = match self.home.stat() {
             Ok(stat) => {
-                let stamp = Stamp {
-                    ino: stat.st_ino,
-                    size: stat.st_size,
-                    modified: (stat.st_mtime, stat.st_mtime_nsec),
-                    changed: (stat.st_ctime, stat.st_ctime_nsec),
-                };
+                let stamp = Stamp::from(&stat);
                 if self.seen == Some(stamp) {
                     return;
                 }

@@ -806,6 +806,43 @@ fn the_key_of_a_vault_is_changed_and_a_crash_on_the_way_leaves_one_that_opens() 
 }
 
 #[test]
+fn what_another_machine_has_retired_wraps_nothing_new() {
+    for retires in [false, true] {
+        let (temp, open) = vault();
+        let (mut vault, home) = open.into_vault();
+        let dir = home.open_dir().unwrap();
+        vault.watch_header(home.open_dir().unwrap());
+        drop(home);
+        let mut other = open_with(temp.path(), 1).unwrap();
+        assert_eq!(other.rotate(101).unwrap(), Epoch(2));
+        if retires {
+            other.retire_epochs_except(&BTreeSet::from([Epoch(2)]), 102).unwrap();
+        }
+        let header = vault.new_header(vault.root_keys().id);
+        let stored = vault.store_header(&dir, &header);
+        let is_refused = matches!(stored, Err(VaultError::EpochRetired(Epoch(1))));
+        assert_eq!((is_refused, stored.is_err()), (retires, retires));
+        let file = name::header_file(header.fields.file);
+        assert_eq!(dir.read_small(&file, 1 << 10).unwrap().is_none(), retires);
+    }
+}
+
+#[test]
+fn a_vault_header_that_is_half_there_retires_nothing() {
+    let (temp, open) = vault();
+    let bytes = files(temp.path()).header;
+    let (mut vault, home) = open.into_vault();
+    for part in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(temp.path().join(VAULT_HEADER), &bytes[..part]).unwrap();
+        vault.watch_header(home.open_dir().unwrap());
+        vault.check_not_retired(Epoch(1)).unwrap();
+    }
+    fs::remove_file(temp.path().join(VAULT_HEADER)).unwrap();
+    vault.watch_header(home.open_dir().unwrap());
+    vault.check_not_retired(Epoch(1)).unwrap();
+}
+
+#[test]
 fn a_vault_is_under_at_most_so_many_keys() {
     let (temp, _) = shared();
     let mut open = open_shared(temp.path()).unwrap();

@@ -25,11 +25,19 @@ const ALL: u64 = u64::MAX;
 /// Changes that are done to a data file before who waits for it has a turn.
 const AT_ONCE: usize = 16;
 
+/// What was written at once. Memory has all of it until none of its runs is held.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// Those that are held.
+    runs: AtomicUsize,
+}
+
 /// Bytes of a file that are not in it yet. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub offset: u64,
-    data: Arc<Vec<u8>>,
+    data: Arc<Buffer>,
     within: Range<usize>,
     /// Tells it from an earlier one at the same offset.
     number: u64,
@@ -37,7 +45,7 @@ pub(super) struct Run {
 
 impl Run {
     pub fn bytes(&self) -> &[u8] {
-        &self.data[self.within.clone()]
+        &self.data.bytes[self.within.clone()]
     }
 
     fn len(&self) -> usize {
@@ -46,6 +54,14 @@ impl Run {
 
     fn end(&self) -> u64 {
         self.offset + self.len() as u64
+    }
+
+    /// Notes that the run is held no more; returns how much memory that frees.
+    fn let_go(self) -> usize {
+        match self.data.runs.fetch_sub(1, Ordering::AcqRel) {
+            1 => self.data.bytes.len(),
+            _ => 0,
+        }
     }
 }
 
@@ -111,6 +127,13 @@ impl State {
         self.runs.last_key_value().map_or(0, |(_, run)| run.end())
     }
 
+    /// Returns the first run that ends behind an offset.
+    fn run_from(&self, offset: u64) -> Option<&Run> {
+        let before = self.runs.range(..=offset).next_back().map(|(_, run)| run);
+        let behind = || self.runs.range(offset..).next().map(|(_, run)| run);
+        before.filter(|run| run.end() > offset).or_else(behind)
+    }
+
     /// Returns when the file was modified last, as an entry has it; zeros where that is not known.
     fn entry_mtime(&self) -> (i64, u32) {
         self.mtime.map_or((0, 0), |mtime| (mtime.tv_sec, mtime.tv_nsec as u32))
@@ -172,7 +195,7 @@ impl<S: Storage> Held<S> {
         })
     }
 
-    /// Does committed changes to the data file; returns how many bytes are not held any more.
+    /// Does committed changes to the data file; returns how much memory is free that was held.
     ///
     /// What the data file does not take stays held, and who syncs it is told.
     pub fn apply(&self, changes: &[Taken<S>], generation: u64) -> usize {
@@ -302,12 +325,12 @@ impl State {
         self.is_last_refused = self.refused.is_some();
     }
 
-    /// Lets go of what begins in a range, unless it was written after the number given; returns how many bytes that are.
+    /// Lets go of what begins in a range, unless it was written after the number given; returns how much memory that frees.
     fn release(&mut self, range: Range<u64>, number: u64) -> usize {
         let begun = self.runs.range(range).filter(|(_, run)| run.number <= number);
         let offsets: Vec<_> = begun.map(|(&offset, _)| offset).collect();
         let runs = offsets.iter().filter_map(|offset| self.runs.remove(offset));
-        runs.map(|run| run.len()).sum()
+        runs.map(Run::let_go).sum()
     }
 }
 
@@ -342,7 +365,7 @@ impl<S> Drop for Journaled<S> {
             return;
         };
         let mut state = self.held.state.write();
-        let released = mem::take(&mut state.runs).values().map(Run::len).sum();
+        let released = mem::take(&mut state.runs).into_values().map(Run::let_go).sum();
         state.is_time_due = false;
         self.held.is_holding.store(false, Ordering::Release);
         journal.held.fetch_sub(released, Ordering::Relaxed);
@@ -571,60 +594,81 @@ impl<S: Storage> Journaled<S> {
 
     /// Holds what is written, as much as there is room for; what is said to be stored is held, and nothing else.
     fn hold(&self, journal: &Journal<S>, limit: usize, buf: &[u8], offset: u64) -> Result<(), ShortWrite> {
-        let mut rest = Run {
-            offset,
-            data: Arc::new(buf.to_vec()),
-            within: 0..buf.len(),
-            number: 0,
-        };
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        while rest.len() > 0 {
-            let written = rest.within.start;
+        let mut written = 0;
+        while written < buf.len() {
             let short = |error| ShortWrite { written, error };
+            let begin = offset + written as u64;
+            let part = &buf[written..][..self.part_len(begin, buf.len() - written, limit)];
+            let data = Arc::new(Buffer {
+                bytes: part.to_vec(),
+                runs: AtomicUsize::new(0),
+            });
             // Before anything is held: who is told that it failed must not find it there.
             if journal
                 .held
                 .load(Ordering::Relaxed)
-                .saturating_add(rest.len().min(limit))
+                .saturating_add(part.len().min(limit))
                 > limit
             {
                 journal.commit().map_err(short)?;
             }
             let mut state = self.held.state.write();
-            self.reserve(&mut state, rest.offset, rest.end()).map_err(short)?;
+            let end = begin + part.len() as u64;
+            self.reserve(&mut state, begin, end).map_err(short)?;
             if state.inode.is_none() {
                 state.inode = Some(self.held.storage.inode().map_err(short)?);
             }
             state.mtime = Some(now);
-            state.last_number += 1;
-            let (mut added, mut dropped) = (0, 0);
-            while rest.len() > 0 && added < limit {
-                let unit = if rest.offset == 0 {
-                    PREAMBLE_SIZE
-                } else {
-                    self.layout.stride()
-                };
-                let len = rest.len().min(unit as usize);
-                let mut run = rest.clone();
-                run.within.end = run.within.start + len;
-                run.number = state.last_number;
-                rest.within.start += len;
-                rest.offset += len as u64;
-                added += len;
-                if run.offset == 0
-                    && let Ok(preamble) = UnverifiedPreamble::decode(run.bytes())
-                {
-                    state.seal_count = preamble.claimed_seal_count();
-                }
-                dropped += state.runs.insert(run.offset, run).map_or(0, |old| old.len());
-            }
+            let dropped = self.hold_part(&mut state, &data, begin);
             // What the journal has is changed by way of it, or recovery would put it over what came later.
-            state.durable = state.durable.max(rest.offset);
+            state.durable = state.durable.max(end);
             self.held.is_holding.store(true, Ordering::Release);
             drop(state);
-            journal.note_held(&self.held, added, dropped);
+            journal.note_held(&self.held, part.len(), dropped);
+            written += part.len();
         }
         Ok(())
+    }
+
+    /// Returns how much of what is written at an offset is held at once: whole units, the first that reach the limit.
+    fn part_len(&self, offset: u64, len: usize, limit: usize) -> usize {
+        let first = self.unit(offset);
+        let stride = self.layout.stride() as usize;
+        len.min(first + limit.saturating_sub(first).next_multiple_of(stride))
+    }
+
+    /// Returns the size of what is at an offset: the preamble, or a block.
+    fn unit(&self, offset: u64) -> usize {
+        match offset {
+            0 => PREAMBLE_SIZE as usize,
+            _ => self.layout.stride() as usize,
+        }
+    }
+
+    /// Holds bytes, each unit as a run of its own; returns how much memory is free of what they are written over.
+    fn hold_part(&self, state: &mut State, data: &Arc<Buffer>, offset: u64) -> usize {
+        state.last_number += 1;
+        let (mut start, mut dropped) = (0, 0);
+        while start < data.bytes.len() {
+            let at = offset + start as u64;
+            let end = data.bytes.len().min(start + self.unit(at));
+            data.runs.fetch_add(1, Ordering::AcqRel);
+            let run = Run {
+                offset: at,
+                data: data.clone(),
+                within: start..end,
+                number: state.last_number,
+            };
+            if at == 0
+                && let Ok(preamble) = UnverifiedPreamble::decode(run.bytes())
+            {
+                state.seal_count = preamble.claimed_seal_count();
+            }
+            dropped += state.runs.insert(at, run).map_or(0, Run::let_go);
+            start = end;
+        }
+        dropped
     }
 }
 
@@ -710,13 +754,30 @@ impl<S: Storage> Storage for Journaled<S> {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.commit_held()?;
-        self.held.storage.next_data(offset)
+        if !self.held.is_holding() {
+            return self.held.storage.next_data(offset);
+        }
+        // Of both: nothing moves from here to the file meanwhile.
+        let state = self.held.state.read();
+        let held = state.run_from(offset).map(|run| run.offset.max(offset));
+        let stored = self.held.storage.next_data(offset)?;
+        Ok(held.into_iter().chain(stored).min())
     }
 
     fn next_hole(&self, offset: u64) -> io::Result<u64> {
-        self.commit_held()?;
-        self.held.storage.next_hole(offset)
+        if !self.held.is_holding() {
+            return self.held.storage.next_hole(offset);
+        }
+        let state = self.held.state.read();
+        let mut at = offset;
+        loop {
+            // Behind its end the data file has nothing, though it names that.
+            at = self.held.storage.next_hole(at)?.max(at);
+            match state.run_from(at).filter(|run| run.offset <= at) {
+                Some(run) => at = run.end(),
+                None => return Ok(at),
+            }
+        }
     }
 
     fn set_mtime(&self, mtime: Timespec) -> io::Result<()> {
@@ -740,5 +801,22 @@ impl<S: Storage> Storage for Journaled<S> {
             return self.held.storage.sync_data();
         }
         self.sync_with(|changed| if changed { self.held.storage.sync_data() } else { Ok(()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    impl<S> Journaled<S> {
+        /// Returns how much memory what is held takes, each buffer once.
+        pub fn memory(&self) -> usize {
+            let state = self.held.state.read();
+            let buffer = |run: &Run| (Arc::as_ptr(&run.data), run.data.bytes.len());
+            let buffers: HashMap<_, _> = state.runs.values().map(buffer).collect();
+            buffers.into_values().sum()
+        }
     }
 }

@@ -57,9 +57,10 @@ pub fn has_changes(vault: &Vault, root: &Dir, copied: bool) -> io::Result<bool> 
         let Some(header) = header_of(vault, &bytes) else {
             continue;
         };
-        if copied || !is_copy(&header, &file)? {
+        let is_copy = is_copy(&header, &file)?;
+        if copied || !is_copy {
             let entries = entries_of(vault, &bytes, &header)?;
-            each_wanted(root, &by_file(&entries), copied, &mut |file, entries| {
+            each_wanted(root, &by_file(&entries), is_copy, &mut |file, entries| {
                 found |= is_due(file, entries)?;
                 Ok(())
             })?;
@@ -169,13 +170,14 @@ pub fn recover(vault: &Vault, root: &Dir, copied: bool, not_write: bool) -> io::
             remove(root, &name, not_write)?;
             continue;
         };
-        if !copied && is_copy(&header, &file)? {
+        let is_copy = is_copy(&header, &file)?;
+        if !copied && is_copy {
             log::warn!("{name} is a copy from elsewhere, and is left alone");
             recovered.foreign += 1;
             continue;
         }
         let entries = entries_of(vault, &bytes, &header)?;
-        apply(root, &entries, copied, &mut recovered)?;
+        apply(root, &entries, is_copy, &mut recovered)?;
         remove(root, &name, not_write)?;
     }
     if recovered.files > 0 {
@@ -236,8 +238,8 @@ fn entries_of<'b>(vault: &Vault, bytes: &'b [u8], header: &JournalHeader) -> io:
     journal::decode_groups(groups, header.generation, &vault.journal_key()).map_err(io::Error::other)
 }
 
-fn apply(root: &Dir, entries: &[Entry<'_>], copied: bool, recovered: &mut Recovered) -> io::Result<()> {
-    let missing = each_wanted(root, &by_file(entries), copied, &mut |file, entries| {
+fn apply(root: &Dir, entries: &[Entry<'_>], is_copy: bool, recovered: &mut Recovered) -> io::Result<()> {
+    let missing = each_wanted(root, &by_file(entries), is_copy, &mut |file, entries| {
         if file.is_writable() {
             recovered.files += 1;
             return apply_to(file, entries);
@@ -258,53 +260,115 @@ type Wanted<'w> = dyn FnMut(&BackingFile, &Entries<'_>) -> io::Result<()> + 'w;
 fn each_wanted(
     root: &Dir,
     files: &BTreeMap<DataFile, Entries<'_>>,
-    copied: bool,
+    is_copy: bool,
     act: &mut Wanted<'_>,
 ) -> io::Result<usize> {
+    check_known(root, files, is_copy)?;
     let mut wanted: BTreeSet<_> = files.keys().copied().collect();
+    let unseen = each_directory(root, &mut wanted, &mut |dir, _, listed, wanted| {
+        each_data_file(dir, listed, is_copy, &mut |data_file, file| {
+            wanted.remove(&data_file);
+            act(file, &files[&data_file])
+        })
+    })?;
+    match unseen {
+        Some(unseen) if !wanted.is_empty() => Err(unseen.error(wanted.len())),
+        _ => Ok(wanted.len()),
+    }
+}
+
+/// Checks that each data file which only its id tells is the only one of that id in the vault, before anything is written.
+///
+/// # Errors
+///
+/// [`Unknown`]: of a file and a sync tool's copy of it the changes are of one, and in the other they would be wrong content that authenticates.
+fn check_known(root: &Dir, files: &BTreeMap<DataFile, Entries<'_>>, is_copy: bool) -> io::Result<()> {
+    let by_id = files.keys().filter(|(_, inode)| is_copy || *inode == 0);
+    let mut wanted: BTreeSet<_> = by_id.copied().collect();
+    let mut seen: BTreeMap<FileId, (u64, String)> = BTreeMap::new();
+    let unseen = each_directory(root, &mut wanted, &mut |dir, path, listed, wanted| {
+        if listed.here.is_empty() {
+            return Ok(());
+        }
+        for (name, inode) in &listed.names {
+            let Some(id) = id_of(&dir.open_file(name, true)?)? else {
+                continue;
+            };
+            let path = || format!("{path}/{name}").trim_start_matches('/').to_owned();
+            match (of_id(wanted, id).count(), seen.get(&id)) {
+                (0, _) => {}
+                (1, None) => drop(seen.insert(id, (*inode, path()))),
+                (1, Some((other, _))) if other == inode => {}
+                (1, Some((_, first))) => return Err(Unknown::Which(first.clone(), path()).into()),
+                _ => return Err(Unknown::Several(path()).into()),
+            }
+        }
+        Ok(())
+    })?;
+    unseen.map_or(Ok(()), |unseen| Err(unseen.error(wanted.len())))
+}
+
+/// Takes a directory, its path, and what is in it; and takes away what need not be looked for any more.
+type Directory<'d> = dyn FnMut(&Dir, &str, &Listed, &mut BTreeSet<DataFile>) -> io::Result<()> + 'd;
+
+/// Calls `act` for each directory of a vault while something is wanted; returns the first that could not be looked into.
+fn each_directory(
+    root: &Dir,
+    wanted: &mut BTreeSet<DataFile>,
+    act: &mut Directory<'_>,
+) -> io::Result<Option<UnseenDirectory>> {
     let mut descent = Descent::new(Arc::new(root.open_dir(".")?), "");
     let mut unseen = None;
     while !wanted.is_empty()
         && let Some(entered) = descent.enter_next()
     {
-        match entered.and_then(|dir| Ok((dir, list(dir, &wanted)?))) {
+        match entered.and_then(|dir| Ok((dir.clone(), list(dir, wanted)?))) {
             Ok((dir, listed)) => {
-                each_data_file(dir, &listed, copied, &mut |data_file, file| {
-                    wanted.remove(&data_file);
-                    act(file, &files[&data_file])
-                })?;
+                act(&dir, descent.path(), &listed, wanted)?;
                 descent.enter_later(listed.below);
             }
             Err(error) if has_no_data_file(&error) => log::debug!("{:?} is not looked into: {error}", descent.path()),
-            Err(error) => unseen = unseen.or_else(|| Some((path_in_vault(&descent), error))),
+            Err(source) => {
+                let directory = path_in_vault(&descent).to_owned();
+                unseen = unseen.or(Some(UnseenDirectory { directory, source }));
+            }
         }
     }
-    match unseen {
-        Some((directory, source)) if !wanted.is_empty() => {
-            let files = wanted.len();
-            Err(io::Error::new(
-                source.kind(),
-                Unseen {
-                    directory,
-                    files,
-                    source,
-                },
-            ))
-        }
-        _ => Ok(wanted.len()),
-    }
+    Ok(unseen)
 }
 
 /// Returns the path of the directory that was entered last.
-fn path_in_vault(descent: &Descent) -> String {
+fn path_in_vault(descent: &Descent) -> &str {
     let path = descent.path();
-    if path.is_empty() { "." } else { path }.to_owned()
+    if path.is_empty() { "." } else { path }
 }
 
 /// Tells whether what was to be looked into is gone, no directory, or another filesystem.
 fn has_no_data_file(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     code.is_some_and(|code| [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EXDEV].contains(&code))
+}
+
+/// A directory that could not be looked into.
+struct UnseenDirectory {
+    directory: String,
+    source: io::Error,
+}
+
+impl UnseenDirectory {
+    /// Makes the error of so many files that may be there.
+    fn error(self, files: usize) -> io::Error {
+        let UnseenDirectory { directory, source } = self;
+        let kind = source.kind();
+        io::Error::new(
+            kind,
+            Unseen {
+                directory,
+                files,
+                source,
+            },
+        )
+    }
 }
 
 /// A directory that could not be looked into, while files were still to be found.
@@ -336,6 +400,45 @@ impl std::error::Error for Unseen {
     }
 }
 
+/// A data file that the journal has changes of, and that nothing tells from another. Both are named by their paths on disk.
+#[derive(Debug)]
+enum Unknown {
+    /// Two files of which the changes may be.
+    Which(String, String),
+    /// A file that has changes of several of its id.
+    Several(String),
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unknown::Which(first, second) => write!(
+                f,
+                "{first} and {second} in it are versions of one file, and where the vault was copied its journal does not tell which of them has the \
+                 changes: move the one that was not written to last out of the vault, and try again"
+            ),
+            Unknown::Several(path) => write!(
+                f,
+                "its journal has changes of several versions of {path}, and where the vault was copied does not tell which are of which: move it out of \
+                 the vault, and try again"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unknown {}
+
+impl From<Unknown> for io::Error {
+    fn from(unknown: Unknown) -> Self {
+        io::Error::new(io::ErrorKind::InvalidData, unknown)
+    }
+}
+
+/// The data files among these that have an id.
+fn of_id(files: &BTreeSet<DataFile>, id: FileId) -> impl Iterator<Item = DataFile> {
+    files.range((id, 0)..=(id, u64::MAX)).copied()
+}
+
 /// What there is to look at in a directory.
 struct Listed {
     /// The directories in it.
@@ -348,13 +451,12 @@ struct Listed {
 
 fn list(dir: &Dir, wanted: &BTreeSet<DataFile>) -> io::Result<Listed> {
     let (mut below, mut here, mut names) = (Vec::new(), BTreeSet::new(), Vec::new());
-    let of_id = |id: FileId| wanted.range((id, 0)..=(id, u64::MAX)).copied();
     dir.each_entry(|entry| {
         let Ok(name) = std::str::from_utf8(entry.name) else {
             return;
         };
         match name::shape(entry.name) {
-            Shape::Header(id) => here.extend(of_id(id)),
+            Shape::Header(id) => here.extend(of_id(wanted, id)),
             Shape::Inline(_) | Shape::Long | Shape::Conflict(..) => match kind_of(dir, name, entry.kind) {
                 FileType::Directory => below.push(name.to_owned()),
                 FileType::RegularFile => names.push((name.to_owned(), entry.ino)),
@@ -379,10 +481,10 @@ fn kind_of(dir: &Dir, name: &str, listed: FileType) -> FileType {
 type Found<'f> = dyn FnMut(DataFile, &BackingFile) -> io::Result<()> + 'f;
 
 /// Calls `act` for each data file in a directory that is wanted. In a vault that was copied files have other inode numbers: each is the only one of its
-/// id, or none is taken.
-fn each_data_file(dir: &Dir, listed: &Listed, copied: bool, act: &mut Found<'_>) -> io::Result<()> {
+/// id, by [`check_known`].
+fn each_data_file(dir: &Dir, listed: &Listed, is_copy: bool, act: &mut Found<'_>) -> io::Result<()> {
     let mut here = listed.here.clone();
-    let may_be_any = |data_file: &DataFile| data_file.1 == 0 || copied;
+    let may_be_any = |data_file: &DataFile| data_file.1 == 0 || is_copy;
     let inodes: BTreeSet<_> = here.iter().map(|data_file| data_file.1).collect();
     let mut names: Vec<_> = listed.names.iter().collect();
     names.sort_by_key(|(_, inode)| !inodes.contains(inode));
@@ -392,11 +494,7 @@ fn each_data_file(dir: &Dir, listed: &Listed, copied: bool, act: &mut Found<'_>)
         }
         let file = dir.open_file(name, false)?;
         let Some(id) = id_of(&file)? else { continue };
-        let mut candidates = here.range((id, 0)..=(id, u64::MAX)).copied();
-        let is_it = match (candidates.next(), candidates.next()) {
-            (Some(only), None) if may_be_any(&only) => Some(only),
-            _ => here.get(&(id, *inode)).copied(),
-        };
+        let is_it = of_id(&here, id).find(|data_file| may_be_any(data_file) || data_file.1 == *inode);
         if let Some(data_file) = is_it {
             here.remove(&data_file);
             act(data_file, &file)?;

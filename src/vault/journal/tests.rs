@@ -65,6 +65,8 @@ struct Inner {
     failing_syncs: usize,
     failed_syncs: usize,
     mtime: Option<Timespec>,
+    /// Pages of zeros are holes. Not every filesystem knows its holes.
+    knows_holes: bool,
 }
 
 impl Inner {
@@ -84,6 +86,14 @@ impl Inner {
         let mut found = bytes[start..(start + PAGE).min(bytes.len())].to_vec();
         found.resize(PAGE, 0);
         found
+    }
+
+    /// Returns where the next page begins, from an offset on, that has data, or has none.
+    fn next_page(&self, offset: u64, has_data: bool) -> Option<u64> {
+        let is_data = |page: usize| !self.knows_holes || Self::page(&self.bytes, page).iter().any(|&byte| byte != 0);
+        let mut pages = offset as usize / PAGE..self.bytes.len().div_ceil(PAGE);
+        let found = pages.find(|&page| is_data(page) == has_data)?;
+        Some(offset.max((found * PAGE) as u64)).filter(|&at| at < self.bytes.len() as u64)
     }
 
     fn note(&mut self, from: usize, to: usize) {
@@ -220,12 +230,12 @@ impl Storage for DiskFile {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        // As where a filesystem does not know its holes.
-        Ok((offset < self.len()?).then_some(offset))
+        Ok(self.inner().next_page(offset, true))
     }
 
-    fn next_hole(&self, _: u64) -> io::Result<u64> {
-        self.len()
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        let inner = self.inner();
+        Ok(inner.next_page(offset, false).unwrap_or(inner.bytes.len() as u64))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -934,4 +944,85 @@ fn what_a_file_did_not_take_is_known_of_the_file_as_it_was_opened_last() {
     disk.inner().changes_left = None;
     journal.settle_doubts().unwrap();
     is_durable_without_the_journal(&disk);
+}
+
+#[test]
+fn what_is_held_is_bounded_with_the_writes_that_it_is_a_part_of() {
+    const BLOCKS: usize = 12;
+    let disk = DiskFile::default();
+    let journal = journal_in(&DiskFile::default());
+    let content = open(1, &disk, &journal).unwrap();
+    content.write(PlainOffset(0), &pattern(100 * PAGE, 1)).unwrap();
+    content.storage().sync_data().unwrap();
+    for block in 0..50 {
+        let new = pattern(BLOCKS * PAGE, block as u8);
+        content.write(PlainOffset(block * PAGE as u64), &new).unwrap();
+        let held = journal.held.load(Ordering::Relaxed);
+        assert_eq!(held, content.storage().memory());
+        assert!(held <= journal.limit().unwrap().unwrap() + BLOCKS * PAGE, "{held}");
+    }
+    journal.commit().unwrap();
+    assert_eq!(journal.held.load(Ordering::Relaxed), 0);
+    content.verify(|_| ()).unwrap();
+}
+
+#[test]
+fn where_data_and_holes_are_is_told_with_what_is_held_and_without_a_commit() {
+    let (log, disk) = (DiskFile::default(), DiskFile::default());
+    disk.inner().knows_holes = true;
+    let journal = journal_in(&log);
+    let content = open(1, &disk, &journal).unwrap();
+    content.write(PlainOffset(0), &pattern(PAGE, 1)).unwrap();
+    content.storage().sync_data().unwrap();
+    content.set_size(PlainSize(64 * PAGE as u64)).unwrap();
+    content.storage().sync_data().unwrap();
+    let durable = log.inner().durable.clone();
+    let block = |index: u64| PlainOffset(index * PAGE as u64);
+    content.write(block(20), &pattern(3 * PAGE, 2)).unwrap();
+    content.write(block(30), &pattern(2 * PAGE, 3)).unwrap();
+    assert_eq!(content.seek_data(block(1)).unwrap(), Some(block(20)));
+    assert_eq!(content.seek_hole(block(20)).unwrap(), Some(block(23)));
+    assert_eq!(content.seek_data(block(23)).unwrap(), Some(block(30)));
+    assert_eq!(content.seek_data(block(31)).unwrap(), Some(block(31)));
+    assert_eq!(content.seek_hole(block(31)).unwrap(), Some(block(32)));
+    assert!(
+        content.storage().held_end() > 0 && log.inner().durable == durable,
+        "committed"
+    );
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_makes_the_journal_small() {
+    #[derive(Debug)]
+    struct Limited(SmallHome);
+
+    impl JournalHome<DiskFile> for Limited {
+        fn make(&self, size: u64) -> io::Result<(DiskFile, JournalPlace)> {
+            let made = self.0.make(size);
+            made.map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+        }
+
+        fn settle(&self, journal: &DiskFile) -> io::Result<()> {
+            self.0.settle(journal)
+        }
+
+        fn sync_filesystem(&self) -> io::Result<()> {
+            self.0.sync_filesystem()
+        }
+
+        fn can_sync_filesystem(&self) -> bool {
+            self.0.can_sync_filesystem()
+        }
+
+        fn remove(&self) -> io::Result<()> {
+            self.0.remove()
+        }
+    }
+
+    let home = Limited(SmallHome {
+        log: DiskFile::default(),
+        others: Vec::new(),
+    });
+    let journal = Journal::new(Box::new(home), VaultId([1; 16]), key(), 2);
+    assert!(journal.limit().unwrap().is_some());
 }

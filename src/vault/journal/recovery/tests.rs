@@ -96,6 +96,56 @@ fn a_file_is_found_at_the_end_of_a_path_that_is_longer_than_the_kernel_takes() {
     assert_eq!((content(&root), content(&dir)), (NEW.to_vec(), NEW.to_vec()));
 }
 
+#[test]
+fn in_a_vault_that_was_copied_no_version_of_a_file_gets_what_may_be_of_another() {
+    let temporary = TempDir::new().unwrap();
+    let root = Dir::open(temporary.path()).unwrap();
+    let below = make_directory(&root, "below");
+    let entries = [data_file(&root, 1)];
+    let bytes = root.read_small(&disk_name("file"), 1 << 10).unwrap().unwrap();
+    let version = format!("{}.sync-conflict-20261122-184500-ABCDEFG", disk_name("file"));
+    root.write_small(&version, &bytes).unwrap();
+    below.write_small(&name::header_file(FileId([1; 16])), b"").unwrap();
+    let apply_copy = |entries: &[Entry<'_>]| {
+        let mut recovered = Recovered::default();
+        let result = apply(&root, entries, true, &mut recovered);
+        result.map(|()| recovered).map_err(|error| error.to_string())
+    };
+    let error = apply_copy(&entries).unwrap_err();
+    assert!(error.contains(&version) && error.contains("move the one"), "{error}");
+    assert_eq!(content(&root), OLD);
+    // Wherever the other is, and whatever inode number it has.
+    root.unlink(&version).unwrap();
+    below.write_small(&disk_name("other"), &bytes).unwrap();
+    apply_copy(&entries).unwrap_err();
+    below.unlink(&disk_name("other")).unwrap();
+    let mut both = [entries[0]; 2];
+    both[1].file.inode += 1;
+    let error = apply_copy(&both).unwrap_err();
+    assert!(error.contains("several versions"), "{error}");
+    assert_eq!(content(&root), OLD);
+    // A second name of the same file is no other version.
+    let linked = temporary.path().join(disk_name("linked"));
+    fs::hard_link(temporary.path().join(disk_name("file")), linked).unwrap();
+    assert_eq!(apply_copy(&entries).unwrap().files, 1);
+    assert_eq!(content(&root), NEW);
+}
+
+#[test]
+fn where_it_was_made_the_journal_tells_versions_of_a_file_by_their_inode_numbers() {
+    let temporary = TempDir::new().unwrap();
+    let root = Dir::open(temporary.path()).unwrap();
+    let entries = [data_file(&root, 1)];
+    let bytes = root.read_small(&disk_name("file"), 1 << 10).unwrap().unwrap();
+    for number in 0..8 {
+        let version = format!("{}.sync-conflict-20261122-18450{number}-ABCDEFG", disk_name("file"));
+        root.write_small(&version, &bytes).unwrap();
+    }
+    let mut recovered = Recovered::default();
+    apply(&root, &entries, false, &mut recovered).unwrap();
+    assert_eq!((recovered.files, content(&root)), (1, NEW.to_vec()));
+}
+
 /// Runs as a user whom modes keep out.
 fn as_a_user(act: impl FnOnce() + Send) {
     const USER: u32 = 65534;
