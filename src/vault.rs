@@ -385,10 +385,15 @@ impl Vault {
         let Some(header) = self.load_directory_header(dir)? else {
             return Ok(self.born_directory_keys(parent, name));
         };
-        if !header.admits(&directory::place(&self.directory_header_key, parent, name)) {
+        if !self.admits(&header, parent, name) {
             return Err(VaultError::DirectoryMisplaced);
         }
         Ok(self.directory_keys(header.directory))
+    }
+
+    /// Tells whether a directory with a header may be found under a name.
+    pub fn admits(&self, header: &DirectoryHeader, parent: DirectoryId, name: &[u8]) -> bool {
+        header.admits(&directory::place(&self.directory_header_key, parent, name))
     }
 
     /// Returns a directory's header, if it has one.
@@ -397,7 +402,16 @@ impl Vault {
     ///
     /// [`VaultError::DirectoryDamaged`] when it is not authentic.
     pub fn load_directory_header(&self, dir: &Dir) -> Result<Option<DirectoryHeader>, VaultError> {
-        match dir.read_small(name::DIRECTORY_HEADER, DIRECTORY_HEADER_SIZE) {
+        self.load_directory_header_under(dir, name::DIRECTORY_HEADER)
+    }
+
+    /// As [`load_directory_header`](Self::load_directory_header), under another name: a copy that a sync tool or a repair has made.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::DirectoryDamaged`] when it is not authentic.
+    pub fn load_directory_header_under(&self, dir: &Dir, name: &str) -> Result<Option<DirectoryHeader>, VaultError> {
+        match dir.read_small(name, DIRECTORY_HEADER_SIZE) {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => DirectoryHeader::decode(&bytes, &self.directory_header_key)
                 .map(Some)
@@ -421,8 +435,12 @@ impl Vault {
         from: (DirectoryId, &[u8]),
         to: (DirectoryId, &[u8]),
     ) -> Result<(), VaultError> {
-        let place = |(parent, name)| directory::place(&self.directory_header_key, parent, name);
-        self.store_directory_header(dir, id, place(from), Some(place(to)))
+        let header = DirectoryHeader {
+            directory: id,
+            place: directory::place(&self.directory_header_key, from.0, from.1),
+            next_place: Some(directory::place(&self.directory_header_key, to.0, to.1)),
+        };
+        self.store_directory_header(dir, name::DIRECTORY_HEADER, &header)
     }
 
     /// Ends a directory's rename: only the present name fits it from now on.
@@ -431,30 +449,34 @@ impl Vault {
     ///
     /// What the backing filesystem gives; both names fit then.
     pub fn settle_directory(&self, dir: &Dir, id: DirectoryId, at: (DirectoryId, &[u8])) -> Result<(), VaultError> {
-        let place = directory::place(&self.directory_header_key, at.0, at.1);
-        self.store_directory_header(dir, id, place, None)
+        self.settle_directory_under(dir, name::DIRECTORY_HEADER, id, at)
     }
 
-    fn store_directory_header(
+    /// As [`settle_directory`](Self::settle_directory), in a copy under another name, beside the header that there is.
+    ///
+    /// # Errors
+    ///
+    /// What the backing filesystem gives.
+    pub fn settle_directory_under(
         &self,
         dir: &Dir,
-        directory: DirectoryId,
-        place: [u8; 32],
-        next_place: Option<[u8; 32]>,
+        name: &str,
+        id: DirectoryId,
+        at: (DirectoryId, &[u8]),
     ) -> Result<(), VaultError> {
         let header = DirectoryHeader {
-            directory,
-            place,
-            next_place,
+            directory: id,
+            place: directory::place(&self.directory_header_key, at.0, at.1),
+            next_place: None,
         };
+        self.store_directory_header(dir, name, &header)
+    }
+
+    fn store_directory_header(&self, dir: &Dir, name: &str, header: &DirectoryHeader) -> Result<(), VaultError> {
         // A header is no change that anyone should see in the directory's time of modification.
         let before = dir.stat_self()?;
-        dir.replace_for(
-            name::DIRECTORY_HEADER,
-            &name::temporary_file(name::DIRECTORY_HEADER),
-            &header.encode(&self.directory_header_key),
-            &before,
-        )?;
+        let bytes = header.encode(&self.directory_header_key);
+        dir.replace_for(name, &name::temporary_file(name), &bytes, &before)?;
         dir.keep_modified(&before)?;
         Ok(())
     }

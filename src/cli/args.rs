@@ -1222,6 +1222,9 @@ pub struct RekeyArgs {
     /// Paths in the vault, with all below them; / for everything
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Keeps the times of files, which are set two seconds later otherwise: for mirrors of the vault that compare contents, not sizes and times
+    #[arg(long)]
+    pub keep_times: bool,
 }
 
 #[derive(Debug, Args)]

@@ -273,7 +273,8 @@ impl<'p> Report<'p> {
                     self.counts.lock().has_failed = true;
                 }
                 let advice = match why {
-                    Why::Unproved(_) => self.accepting(finding),
+                    Why::Unproved(_) | Why::Shared(..) => self.accepting(finding, "makes its header"),
+                    Why::UnprovedEntry(_) => self.accepting(finding, "gives it a name there"),
                     _ => String::new(),
                 };
                 self.print(finding, Some((false, &format!("{why}{advice}"))));
@@ -281,11 +282,11 @@ impl<'p> Report<'p> {
         }
     }
 
-    /// Says which command has a directory believed that it belongs where it is.
-    fn accepting(&self, finding: &Finding) -> String {
-        let path = finding.plain_path().unwrap_or_default();
+    /// Says which command has a directory, or what is in it, believed that it belongs where it is.
+    fn accepting(&self, finding: &Finding, does: &str) -> String {
+        let path = finding.plain_path().or(finding.directory.clone()).unwrap_or_default();
         format!(
-            ": if nobody has moved it, `hushfs fsck --repair --accept-directory={} {}` makes its header",
+            ": if nobody has moved it, `hushfs fsck --repair --accept-directory={} {}` {does}",
             text::shell_word(&path),
             text::shell_word(self.vault.as_os_str().as_bytes())
         )

@@ -11,7 +11,7 @@ use super::{
     args::{InitArgs, KdfArgs, KeystoreInitArgs, SecretArgs, UnlockArgs},
     devices, encryption,
     error::CliError,
-    open, process, secret,
+    open, process, say, secret,
 };
 use crate::{
     format::layout::Layout,

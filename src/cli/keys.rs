@@ -393,7 +393,9 @@ pub fn reap(args: &StoreChangeArgs) -> CliResult {
     // One in a vault was open here alone, and an agent goes on with the root that it has made.
     let is_open_elsewhere = matches!(&keys, KeySource::Keystore(keystore) if !keystore.is_embedded());
     if reaped.is_empty() {
-        say(format_args!("no key is due: `hushfs key describe KEY` says from when on one is"));
+        say(format_args!(
+            "no key is due: `hushfs key describe KEY` says from when on one is"
+        ));
     }
     if !reaped.is_empty() && is_open_elsewhere {
         say(format_args!(

@@ -2,6 +2,9 @@
 //!
 //! Each file is copied beside itself and the copy takes its name, so that at any time the one or the other is there as a whole. What a kill
 //! leaves is a copy under a name of its own, which the next run in that directory removes.
+//!
+//! A copy is as long as the file, and headers have other names: who mirrors the vault by sizes and times would keep the old data files and take the new
+//! headers. So copies are later than the files, unless that is not wanted.
 
 use std::path::Path;
 
@@ -15,10 +18,13 @@ use super::{
     say, text,
     view::{CHUNK, LeftOut, Place, View},
 };
-use crate::fs::{Caller, FsError, FsResult, NameIn, SetAttr, SetTime};
+use crate::fs::{Caller, FsError, FsResult, NameIn, SetAttr, SetTime, Time};
 
 /// What a copy is called until it is whole.
 const UNFINISHED: &[u8] = b".hushfs-rekey";
+
+/// How much later than the file a copy is, in seconds: what the coarsest clocks of filesystems tell apart (FAT).
+const LATER: i64 = 2;
 
 /// Gives files new data keys.
 pub fn rekey(args: &RekeyArgs) -> CliResult {
@@ -34,6 +40,7 @@ pub fn rekey(args: &RekeyArgs) -> CliResult {
         progress: Progress::counter("bytes"),
         done: 0,
         left_out: LeftOut::default(),
+        keeps_times: args.keep_times,
     };
     for path in &args.paths {
         run.path(path)?;
@@ -43,11 +50,19 @@ pub fn rekey(args: &RekeyArgs) -> CliResult {
         done,
         left_out,
         progress,
+        keeps_times,
         ..
     } = run;
     drop(progress);
+    let times = match (done, keeps_times) {
+        (0, _) => String::new(),
+        (_, false) => format!(", their times set {LATER} seconds later: who mirrors the vault by sizes and times sees the change"),
+        (_, true) => ", with sizes and times as before: mirror the vault by content now (rsync --checksum, rclone --checksum); by sizes and times \
+                      a mirror keeps the old contents, without their headers, and cannot be read"
+            .to_owned(),
+    };
     say(format_args!(
-        "{} encrypted again under new keys",
+        "{} encrypted again under new keys{times}",
         text::count(done, "file")
     ));
     left_out.result("encrypted again")
@@ -59,6 +74,7 @@ struct Run<'v> {
     progress: Progress,
     done: u64,
     left_out: LeftOut,
+    keeps_times: bool,
 }
 
 impl Run<'_> {
@@ -221,10 +237,15 @@ impl Run<'_> {
             let value = fs.get_xattr(place.id, name)?;
             fs.set_xattr(to, name, &value, 0, self.caller)?;
         }
+        let later = if self.keeps_times { 0 } else { LATER };
+        let mtime = Time {
+            seconds: attr.mtime.seconds.saturating_add(later),
+            ..attr.mtime
+        };
         let rest = SetAttr {
             mode: Some(attr.mode & 0o7777),
             atime: Some(SetTime::At(attr.atime)),
-            mtime: Some(SetTime::At(attr.mtime)),
+            mtime: Some(SetTime::At(mtime)),
             ..SetAttr::default()
         };
         fs.set_attr(to, self.caller, &rest).map(drop)

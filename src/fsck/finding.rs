@@ -48,6 +48,13 @@ pub enum Severity {
 pub enum Problem {
     /// The name does not open: it is of another directory, or damaged.
     NameUnopened(VaultError),
+    /// The name is that of an entry of a directory with another id: someone has moved it here, or a tool has merged two directories.
+    NameElsewhere {
+        /// That id.
+        made_in: DirectoryId,
+        /// It is an id that the directory under this very path can have, or had.
+        is_of_path: bool,
+    },
     /// The file, link or directory cannot be used.
     Unusable(VaultError),
     /// The directory has no header, and what is in it is of directories with these ids, not of the one that it would be without.
@@ -95,6 +102,7 @@ impl Problem {
         match self {
             Problem::Unusable(VaultError::EpochKey(..) | VaultError::KeyNeeded(_)) => Severity::Unchecked,
             Problem::NameUnopened(_)
+            | Problem::NameElsewhere { .. }
             | Problem::Unusable(_)
             | Problem::DirectoryHeaderMissing(_)
             | Problem::Unreadable(_)
@@ -119,7 +127,7 @@ impl Problem {
     /// Returns the word that scripts know it by. docs/CLI.md lists them; none ever changes its meaning.
     pub fn code(&self) -> &'static str {
         match self {
-            Problem::NameUnopened(_) => "name",
+            Problem::NameUnopened(_) | Problem::NameElsewhere { .. } => "name",
             Problem::Unusable(error) => error_code(error),
             Problem::DirectoryHeaderMissing(_) => "directory-header-missing",
             Problem::Unreadable(_) => "unreadable",
@@ -170,6 +178,16 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Problem::NameUnopened(error) => write!(f, "the name does not open: {error}"),
+            Problem::NameElsewhere {
+                is_of_path: true, ..
+            } => f.write_str(
+                "the name does not open: it was made here while the directory had another id, and a tool has merged two directories of this name",
+            ),
+            Problem::NameElsewhere { made_in, .. } => write!(
+                f,
+                "the name does not open: it was made in directory {made_in}, and this one has another id: it was moved here, or a tool has \
+                 merged two directories"
+            ),
             Problem::Unusable(error) => error.fmt(f),
             Problem::DirectoryHeaderMissing(ids) if ids.len() == 1 => write!(
                 f,

@@ -5,6 +5,8 @@
 //!
 //! The vault must be locked for exclusive use.
 
+mod adopt;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
@@ -18,7 +20,7 @@ use super::{
     finding::{Finding, Problem, Severity, join, unusable},
     lost::{Lost, path_in, split},
     tree,
-    walk::{Content, Entry, Visitor, WalkError, directories_named, names_in, walk},
+    walk::{Content, Entry, Visitor, WalkError, directories_named, directory_header_copy, names_in, opens_in, walk},
 };
 use crate::{
     backing::{BackingFile, Dir, Storage},
@@ -99,6 +101,8 @@ pub enum Action {
     Copied(String),
     /// Moved to where its name is from.
     Moved(String),
+    /// An entry was given a name of the directory it is in, and what it needs there.
+    Adopted,
 }
 
 impl fmt::Display for Action {
@@ -116,6 +120,7 @@ impl fmt::Display for Action {
             Action::DirectoryHeaderRemoved => f.write_str("it needs no header"),
             Action::Copied(path) => write!(f, "copied from {path}"),
             Action::Moved(path) => write!(f, "moved back to {path}"),
+            Action::Adopted => f.write_str("its name was made anew for this directory, with what it needs under that"),
         }
     }
 }
@@ -131,6 +136,12 @@ pub enum Why {
     Ambiguous(Vec<String>),
     /// What is in a directory was made in one with this id, and nothing but the word of the user says that it belongs where it is.
     Unproved(DirectoryId),
+    /// As `Unproved`, and there are other directories with this id, at these paths.
+    Shared(DirectoryId, Vec<String>),
+    /// An entry was made in a directory with this id, and nothing but the word of the user says that it belongs where it is.
+    UnprovedEntry(DirectoryId),
+    /// An entry beside it may yet be mended with it.
+    Needed,
     /// There is nothing in a directory to say which it is, and it may be this one: it has a key of its own, and is nowhere else.
     MayHaveKey(DirectoryId),
     /// A file has more links than names were found, and there may be some at these paths, which cannot be looked at.
@@ -153,6 +164,13 @@ impl fmt::Display for Why {
                 f,
                 "nothing proves that what is in it, made in directory {id}, belongs here"
             ),
+            Why::Shared(id, paths) => write!(
+                f,
+                "what is in it was made in directory {id}, which {} is, too, and nothing proves that it belongs here",
+                paths.join(" and ")
+            ),
+            Why::UnprovedEntry(id) => write!(f, "nothing proves that it, made in directory {id}, belongs here"),
+            Why::Needed => f.write_str("an entry beside it may need it"),
             Why::MayHaveKey(id) => write!(
                 f,
                 "it may be directory {id}, for which a key was chosen and which is nowhere else: take its {} from a backup, or \
@@ -231,6 +249,7 @@ pub fn repair(
             vault,
             root,
             claimed: claimed(vault, root, &directories, &others),
+            merged: merged(&others),
             names: Names {
                 hidden: hidden(root, &others),
                 found: links,
@@ -438,6 +457,7 @@ fn hidden(root: &Dir, findings: &[Finding]) -> Vec<Hidden> {
         matches!(
             finding.problem,
             Problem::NameUnopened(_)
+                | Problem::NameElsewhere { .. }
                 | Problem::Unusable(_)
                 | Problem::DirectoryHeaderMissing(_)
                 | Problem::Unreadable(_)
@@ -455,6 +475,15 @@ fn hidden(root: &Dir, findings: &[Finding]) -> Vec<Hidden> {
         }
     });
     hidden.collect()
+}
+
+/// Returns the paths on disk of directories in which there are entries of others.
+fn merged(findings: &[Finding]) -> BTreeSet<Vec<u8>> {
+    let elsewhere = findings
+        .iter()
+        .filter(|finding| matches!(finding.problem, Problem::NameElsewhere { .. }));
+    let above = elsewhere.filter_map(|finding| Some(split(&finding.disk_path).ok()?.0.as_bytes().to_vec()));
+    above.collect()
 }
 
 /// The names on disk in a directory that say which one it is.
@@ -484,6 +513,24 @@ impl Inside {
         });
         ids.into_iter().collect()
     }
+}
+
+/// Renames durably, and replaces nothing.
+fn rename(dir: &Dir, from: &str, to_dir: &Dir, to: &str) -> io::Result<()> {
+    match dir.rename(from, to_dir, to, RenameFlags::NOREPLACE) {
+        // Not every filesystem can refuse to replace; nobody else uses the vault meanwhile.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            dir.rename(from, to_dir, to, RenameFlags::empty())?
+        }
+        result => result?,
+    }
+    to_dir.sync()?;
+    dir.sync()
+}
+
+fn printable(paths: &[Vec<u8>]) -> Vec<String> {
+    let paths = paths.iter().map(|path| String::from_utf8_lossy(path).into_owned());
+    paths.collect()
 }
 
 /// Opens a directory by its path in the backing directory.
@@ -554,6 +601,8 @@ struct Mender<'m> {
     root: &'m Dir,
     directories: BTreeMap<DirectoryId, Vec<Vec<u8>>>,
     claimed: HashMap<DirectoryId, BTreeSet<Vec<u8>>>,
+    /// Paths on disk of directories in which there are entries of others.
+    merged: BTreeSet<Vec<u8>>,
     names: Names,
     /// Paths in the view of directories of which the user says that what is in them belongs there.
     accepted: &'m BTreeSet<Vec<u8>>,
@@ -592,7 +641,10 @@ impl Mender<'_> {
                 return Err(Why::Note);
             }
             _ if is_leftover(finding) => {
-                let (above, _) = split(&finding.disk_path)?;
+                let (above, entry) = split(&finding.disk_path)?;
+                if directory_header_copy(entry.as_bytes()).is_some() && self.merged.contains(above.as_bytes()) {
+                    return Err(Why::Needed);
+                }
                 let dir = open_path(self.root, above.as_bytes())?;
                 return self.set_aside(&dir, &finding.disk_path, Action::SetAside);
             }
@@ -615,6 +667,10 @@ impl Mender<'_> {
                 Shape::Inline(sealed) => self.entry(&site, &sealed),
                 _ => self.long_name(&site),
             },
+            Problem::NameElsewhere { made_in, is_of_path } => {
+                let directory = finding.directory.clone().unwrap_or_default();
+                self.elsewhere(&site, *made_in, *is_of_path, &directory)
+            }
             _ => Err(Why::NoSource),
         }
     }
@@ -879,15 +935,18 @@ impl Mender<'_> {
             [id] => id,
             _ => return Err(Why::Ambiguous(vec![inside.above])),
         };
-        if said == Some(id) {
-            // The header is that of what is in it, but the directory was given this name by someone else.
-            let mut paths = self.others_with(id, &site.disk_path());
-            paths.insert(0, inside.above);
-            return Err(Why::Ambiguous(paths));
-        }
         let elsewhere = self.others_with(id, &site.disk_path());
-        if !listed.entries.is_empty() && !elsewhere.is_empty() {
+        if said == Some(id) && !elsewhere.is_empty() {
+            // The header is that of what is in it, but the directory was given this name by someone else.
+            return Err(Why::Ambiguous([vec![inside.above], elsewhere].concat()));
+        }
+        // A tool that has merged two trees may have brought a part of a directory that goes by another name there.
+        let may_share = said.is_none() && id != born && self.are_usable(id, &site.disk_path());
+        if !listed.entries.is_empty() && !elsewhere.is_empty() && !may_share {
             return Err(Why::Ambiguous(elsewhere));
+        }
+        if said == Some(id) && !is_accepted {
+            return Err(Why::Unproved(id));
         }
         if id == born {
             let path = inside.disk_path();
@@ -895,7 +954,10 @@ impl Mender<'_> {
         }
         if !is_accepted {
             // Keys prove which directory it is, not where: anyone could have moved it here, and taken its header away.
-            return Err(Why::Unproved(id));
+            return Err(match elsewhere.is_empty() || listed.entries.is_empty() {
+                true => Why::Unproved(id),
+                false => Why::Shared(id, elsewhere),
+            });
         }
         let kept = match inside.dir.stat(&inside.disk) {
             Ok(_) => Some(self.lost.set_aside(&inside.dir, &inside.disk_path())?),
@@ -924,6 +986,13 @@ impl Mender<'_> {
         others.map(|path| String::from_utf8_lossy(path).into_owned()).collect()
     }
 
+    /// Tells whether the directories, other than that at a path, that may have an id can all be used, and have it.
+    fn are_usable(&self, id: DirectoryId, disk_path: &[u8]) -> bool {
+        let usable = self.directories.get(&id).map_or(&[][..], Vec::as_slice);
+        let mut claimed = self.claimed.get(&id).into_iter().flatten();
+        claimed.all(|path| path == disk_path || usable.contains(path))
+    }
+
     /// Brings an entry back to the directory whose name it has.
     fn entry(&mut self, site: &Site, sealed: &[u8]) -> Mended {
         let mut homes = Vec::new();
@@ -932,29 +1001,22 @@ impl Mender<'_> {
                 homes.extend(paths.iter().cloned());
             }
         }
-        let home = match &homes[..] {
-            [] => return Err(Why::NoSource),
-            [home] => String::from_utf8_lossy(home).into_owned(),
-            several => {
-                let paths = several.iter().map(|path| String::from_utf8_lossy(path).into_owned());
-                return Err(Why::Ambiguous(paths.collect()));
-            }
-        };
-        let to = open_path(self.root, home.as_bytes())?;
-        let path = String::from_utf8_lossy(&join(home.as_bytes(), site.disk.as_bytes())).into_owned();
+        match &homes[..] {
+            [] => Err(Why::NoSource),
+            [home] => self.move_back(site, home),
+            several => Err(Why::Ambiguous(printable(several))),
+        }
+    }
+
+    /// Moves an entry to the directory that it is of, if there is nothing of its name.
+    fn move_back(&mut self, site: &Site, home: &[u8]) -> Mended {
+        let to = open_path(self.root, home)?;
+        let path = String::from_utf8_lossy(&join(home, site.disk.as_bytes())).into_owned();
         if to.stat(&site.disk).is_ok() {
             let here = String::from_utf8_lossy(&site.disk_path()).into_owned();
             return Err(Why::Ambiguous(vec![here, path]));
         }
-        match site.dir.rename(&site.disk, &to, &site.disk, RenameFlags::NOREPLACE) {
-            // Not every filesystem can refuse to replace; nobody else uses the vault meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                site.dir.rename(&site.disk, &to, &site.disk, RenameFlags::empty())?;
-            }
-            result => result?,
-        }
-        to.sync()?;
-        site.dir.sync()?;
+        rename(&site.dir, &site.disk, &to, &site.disk)?;
         Ok(Remedy {
             action: Action::Moved(path),
             kept: None,
@@ -996,13 +1058,6 @@ impl Mender<'_> {
             }
         }
         Err(Why::NoSource)
-    }
-}
-
-fn opens_in(keys: &DirectoryKeys, dir: &Dir, name: &str) -> bool {
-    match name::shape(name.as_bytes()) {
-        Shape::Inline(sealed) => keys.open_name(&sealed).is_some(),
-        _ => keys.open_long_name(dir, name).is_ok(),
     }
 }
 

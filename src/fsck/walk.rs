@@ -212,8 +212,52 @@ struct Besides {
     long_names: HashSet<String>,
     link_files: HashSet<FileId>,
     has_directory_header: bool,
+    /// Names that copies of the directory's header may have.
+    directory_header_copies: Vec<String>,
+    /// What else it may be to entries whose names do not open; looked for once one does not.
+    other_ids: Option<OtherIds>,
     /// Files whose header is not known: any header may be theirs.
     unknown: bool,
+}
+
+/// Ids, other than its own, under which names in a directory may have been made, with their keys.
+struct OtherIds {
+    /// Those that the directory under its path can have, or had: without a header, and by copies of one for this path.
+    of_path: Vec<DirectoryKeys>,
+    /// Those of other copies of headers, and those that authentic headers of files in it name.
+    named: Vec<DirectoryKeys>,
+}
+
+impl OtherIds {
+    fn find(vault: &Vault, at: &Open, besides: &Besides) -> Self {
+        let (mut of_path, mut named) = (Vec::new(), BTreeSet::new());
+        // The root has one id for ever.
+        if let Some(place) = &at.place {
+            of_path.push(vault.born_directory_keys(place.parent, &place.name));
+            for copy in &besides.directory_header_copies {
+                match vault.load_directory_header_under(&at.dir, copy) {
+                    Ok(Some(header)) if vault.admits(&header, place.parent, &place.name) => {
+                        of_path.push(vault.directory_keys(header.directory));
+                    }
+                    Ok(Some(header)) => drop(named.insert(header.directory)),
+                    _ => {}
+                }
+            }
+            named.extend(directories_named(vault, &at.dir, besides.headers.iter().copied()));
+        }
+        OtherIds {
+            of_path,
+            named: named.into_iter().map(|id| vault.directory_keys(id)).collect(),
+        }
+    }
+
+    /// Says what an entry is whose name on disk opens under one of them.
+    fn problem(&self, dir: &Dir, disk: &str) -> Option<Problem> {
+        let of = |ids: &[DirectoryKeys]| Some(ids.iter().find(|keys| opens_in(keys, dir, disk))?.id);
+        let of_path = of(&self.of_path).map(|id| (id, true));
+        let (made_in, is_of_path) = of_path.or_else(|| Some((of(&self.named)?, false)))?;
+        Some(Problem::NameElsewhere { made_in, is_of_path })
+    }
 }
 
 impl Run<'_> {
@@ -333,7 +377,12 @@ impl Run<'_> {
             Shape::LongNameFile(entry) => drop(besides.long_names.insert(entry)),
             Shape::LinkFile(file) => drop(besides.link_files.insert(file)),
             Shape::DirectoryHeader if !at.is_root() => besides.has_directory_header = true,
-            _ => others.push(Box::<[u8]>::from(entry.name)),
+            shape => {
+                if let (Shape::Stranger, Some(copy)) = (shape, directory_header_copy(entry.name)) {
+                    besides.directory_header_copies.push(copy.to_owned());
+                }
+                others.push(Box::<[u8]>::from(entry.name));
+            }
         });
         if let Err(error) = listed {
             self.found(at, b"", Problem::Unreadable(error));
@@ -420,14 +469,18 @@ impl Run<'_> {
                 shown: name.clone(),
                 name,
             }),
-            // By its shape it could have been a copy of an entry, but it is of none.
-            (Err(_), Shape::Conflict(..)) => {
-                self.found(at, raw, Problem::Stranger);
-                None
-            }
             (Err(error), _) => {
-                besides.unknown = true;
-                self.found(at, raw, Problem::NameUnopened(error));
+                let known = besides.other_ids.take();
+                let other_ids = known.unwrap_or_else(|| OtherIds::find(self.vault, at, besides));
+                let problem = match (other_ids.problem(&at.dir, &base), shape) {
+                    (Some(problem), _) => problem,
+                    // By its shape it could have been a copy of an entry, but it is of none.
+                    (None, Shape::Conflict(..)) => Problem::Stranger,
+                    (None, _) => Problem::NameUnopened(error),
+                };
+                besides.other_ids = Some(other_ids);
+                besides.unknown |= !matches!(problem, Problem::Stranger);
+                self.found(at, raw, problem);
                 None
             }
         }
@@ -597,6 +650,19 @@ pub(super) fn directories_named(
     let headers = headers.into_iter();
     let loaded = headers.filter_map(|file| vault.load_header_of_any(dir, file).ok());
     loaded.map(|header| header.fields.directory).collect()
+}
+
+/// Tells whether a name on disk is that of an entry of a directory.
+pub(super) fn opens_in(keys: &DirectoryKeys, dir: &Dir, disk: &str) -> bool {
+    match name::shape(disk.as_bytes()) {
+        Shape::Inline(sealed) => keys.open_name(&sealed).is_some(),
+        _ => keys.open_long_name(dir, disk).is_ok(),
+    }
+}
+
+/// Returns a name in a directory that is none of hushfs's, if it is such as sync tools make of the directory's header in a conflict.
+pub(super) fn directory_header_copy(entry: &[u8]) -> Option<&str> {
+    std::str::from_utf8(entry).ok().filter(|entry| entry.starts_with("dir"))
 }
 
 /// Returns the names in a path of the view.

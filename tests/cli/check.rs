@@ -506,6 +506,218 @@ fn an_entry_in_the_wrong_directory_goes_back() {
     assert!(told.out.contains("left: more than one answer"), "{}", told.out);
 }
 
+/// Makes a directory `name`, first as `born` where there is one, with something of everything in it; `mark` is in all names and contents.
+fn fill_directory(sample: &Sample, name: &'static str, born: Option<&'static str>, mark: &'static str) {
+    sample.place.with_fs(None, |fs, caller| {
+        let at = |parent, name| NameIn { parent, name };
+        let named = |rest: &str| format!("{mark}-{rest}");
+        let (file, again, empty, link, sub) = (
+            named("file"),
+            named("again"),
+            named("empty"),
+            named("link"),
+            named("sub"),
+        );
+        let (long, alone) = (named(&long_name()[..200]), named("alone"));
+        let first = born.unwrap_or(name).as_bytes();
+        let dir = fs.make_directory(at(ROOT, first), 0o755, caller).unwrap().node.id;
+        for name in [&file, &long, &alone] {
+            write(fs, at(dir, name.as_bytes()), &[mark.as_bytes()[0]; 5000], caller);
+        }
+        let linked = fs.look_up(dir, file.as_bytes()).unwrap().node.id;
+        fs.link(linked, at(dir, again.as_bytes())).unwrap();
+        fs.release(fs.create(at(dir, empty.as_bytes()), 0o600, caller).unwrap().node.id);
+        fs.make_link(at(dir, link.as_bytes()), b"a", caller).unwrap();
+        let sub = fs
+            .make_directory(at(dir, sub.as_bytes()), 0o755, caller)
+            .unwrap()
+            .node
+            .id;
+        write(fs, at(sub, b"below"), mark.as_bytes(), caller);
+        if born.is_some() {
+            fs.clear(fs.rename(at(ROOT, first), at(ROOT, name.as_bytes()), 0).unwrap());
+        }
+    });
+}
+
+/// A directory `name` that two machines make, the one under `born` first, and whether its `dir.hush` comes to the other too.
+type Made = (&'static str, &'static str, bool);
+
+/// Makes directories twice, apart from each other, and merges what is on disk as a sync tool does.
+fn merge_directories(sample: &mut Sample, made: &[Made]) {
+    let away = |name: &str| sample.place.path(&format!("away-{name}"));
+    for &(name, born, keeps_header) in made {
+        fill_directory(sample, name, Some(born), "one");
+        copy(&sample.disk(name), &away(name));
+        if !keeps_header {
+            fs::remove_file(away(name).join("dir.hush")).unwrap();
+        }
+    }
+    let mut plain = sample.read_all();
+    for &(name, ..) in made {
+        fs::remove_dir_all(sample.disk(name)).unwrap();
+        fill_directory(sample, name, None, "other");
+    }
+    plain.extend(sample.read_all());
+    for &(name, ..) in made {
+        let from = format!("{}/.", away(name).display());
+        let status = std::process::Command::new("cp")
+            .args(["-a", &from])
+            .arg(sample.disk(name))
+            .status();
+        assert!(status.unwrap().success());
+    }
+    sample.plain = plain;
+}
+
+#[test]
+fn directories_of_one_name_that_were_merged_are_one() {
+    let mut sample = Sample::new();
+    merge_directories(&mut sample, &[("Photos", "New Folder", true)]);
+    assert_eq!(found(&sample, ""), pairs(&[("name", "damage"); 7]));
+    let told = sample.run("fsck");
+    let why = "the name does not open: it was made here while the directory had another id";
+    assert_eq!(told.out.matches(why).count(), 7, "{}", told.out);
+    sample.repair_all(&[]);
+    // And as hushfs itself has it: what was written there goes on.
+    fill_directory(&sample, "more", None, "more");
+    assert_eq!(sample.run("verify").code, 0);
+}
+
+#[test]
+fn what_was_made_in_a_directory_with_another_id_stays_where_the_user_says() {
+    let mut sample = Sample::new();
+    merge_directories(&mut sample, &[("Photos", "New Folder", false)]);
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    assert_eq!(
+        told.out
+            .matches("left: nothing proves that it, made in directory ")
+            .count(),
+        7
+    );
+    assert!(
+        told.out
+            .contains("`hushfs fsck --repair --accept-directory=Photos vault` gives it a name there")
+    );
+    assert_eq!(found(&sample, ""), pairs(&[("name", "damage"); 7]));
+    sample.repair_all_with(" --accept-directory Photos", &[]);
+}
+
+#[test]
+fn a_conflict_copy_of_a_directory_header_says_what_else_the_directory_was() {
+    let mut sample = Sample::new();
+    merge_directories(&mut sample, &[("Photos", "New Folder", true)]);
+    let disk = sample.disk("Photos");
+    // It lost, as had another directory been renamed to this name too: the names made without it count.
+    fs::rename(
+        disk.join("dir.hush"),
+        disk.join("dir.sync-conflict-20260101-100000-ABCDEFG.hush"),
+    )
+    .unwrap();
+    let told = sample.run("fsck");
+    assert_eq!(
+        (told.code, told.out.matches("damage: ").count()),
+        (4, 7),
+        "{}",
+        told.out
+    );
+    sample.repair_all(&[]);
+    sample.kept("dir.sync-conflict-20260101-100000-ABCDEFG.hush");
+}
+
+#[test]
+fn a_name_that_both_of_two_merged_directories_have_is_left_until_one_is_renamed() {
+    let mut sample = Sample::new();
+    merge_directories(&mut sample, &[("Photos", "New Folder", true)]);
+    let disk = sample.disk("Photos");
+    let header = fs::read(disk.join("dir.hush")).unwrap();
+    // Both have it: once with the one id, once with the other.
+    fs::remove_file(disk.join("dir.hush")).unwrap();
+    sample.place.with_fs(None, |fs, caller| {
+        let photos = fs.look_up(ROOT, b"Photos").unwrap().node.id;
+        write(
+            fs,
+            NameIn {
+                parent: photos,
+                name: b"one-file",
+            },
+            b"other",
+            caller,
+        );
+    });
+    fs::write(disk.join("dir.hush"), header).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 5, "{}", told.out);
+    assert_eq!(
+        told.out.matches("left: more than one answer").count(),
+        1,
+        "{}",
+        told.out
+    );
+    sample.place.with_fs(None, |fs, _| {
+        let photos = fs.look_up(ROOT, b"Photos").unwrap().node.id;
+        let at = |name| NameIn { parent: photos, name };
+        fs.clear(fs.rename(at(b"one-file"), at(b"one-renamed"), 0).unwrap());
+    });
+    let file = sample
+        .plain
+        .insert("Photos/one-file".to_owned(), b"other".to_vec())
+        .unwrap();
+    sample.plain.insert("Photos/one-renamed".to_owned(), file);
+    sample.repair_all(&[]);
+}
+
+#[test]
+fn what_another_machine_made_in_a_directory_that_was_renamed_stays_where_the_user_says() {
+    let mut sample = Sample::new();
+    let (disk, inner) = (sample.disk("renamed"), sample.disk("renamed/inner"));
+    let header = sample.header("renamed/inner");
+    sample.place.with_fs(None, |fs, _| {
+        let at = |name| NameIn { parent: ROOT, name };
+        fs.clear(fs.rename(at(b"renamed"), at(b"again"), 0).unwrap());
+    });
+    let now = sample.disk("again");
+    fs::create_dir(&disk).unwrap();
+    for file in [&inner, &header] {
+        fs::copy(now.join(file.file_name().unwrap()), file).unwrap();
+    }
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    let accepting = "`hushfs fsck --repair --accept-directory=renamed vault` makes its header";
+    assert!(told.out.contains(accepting), "{}", told.out);
+    assert!(
+        told.out.contains(now.file_name().unwrap().to_str().unwrap()),
+        "{}",
+        told.out
+    );
+    for name in ["", "/inner"] {
+        let plain = sample.plain[&format!("renamed{name}")].clone();
+        sample.plain.insert(format!("again{name}"), plain);
+    }
+    sample.repair_all_with(" --accept-directory renamed", &[]);
+}
+
+#[test]
+fn a_directory_with_its_header_of_an_earlier_name_is_opened_where_the_user_says() {
+    let mut sample = Sample::new();
+    let before = fs::read(sample.disk("renamed").join("dir.hush")).unwrap();
+    sample.place.with_fs(None, |fs, _| {
+        let at = |name| NameIn { parent: ROOT, name };
+        fs.clear(fs.rename(at(b"renamed"), at(b"again"), 0).unwrap());
+    });
+    for name in ["", "/inner"] {
+        let plain = sample.plain.remove(&format!("renamed{name}")).unwrap();
+        sample.plain.insert(format!("again{name}"), plain);
+    }
+    fs::write(sample.disk("again").join("dir.hush"), before).unwrap();
+    let told = sample.run("fsck --repair");
+    assert_eq!(told.code, 4, "{}", told.out);
+    let accepting = "`hushfs fsck --repair --accept-directory=again vault` makes its header";
+    assert!(told.out.contains(accepting), "{}", told.out);
+    sample.repair_all_with(" --accept-directory again", &[]);
+}
+
 #[test]
 fn what_was_put_behind_a_sealed_file_is_taken_away() {
     let sample = Sample::new();
@@ -1173,9 +1385,11 @@ fn a_verify_that_nobody_hears_keeps_what_the_next_goes_on_with() {
 
 #[test]
 fn a_repair_that_is_killed_again_and_again_loses_nothing() {
-    const ACCEPTED: &str = " --accept-directory renamed --accept-directory also-renamed";
+    const ACCEPTED: &str = " --accept-directory renamed --accept-directory also-renamed --accept-directory accepted";
     let kills = std::env::var("HUSHFS_TESTS_KILLS").map_or(12, |text| text.parse().unwrap());
     let mut sample = Sample::new();
+    let made = [("Photos", "New Folder", true), ("accepted", "Newer Folder", false)];
+    merge_directories(&mut sample, &made);
     for i in 0..20 {
         let name = format!("open-{i}");
         leave_open(&sample, &name, &vec![i; 2 * BLOCK]);

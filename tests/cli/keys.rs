@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -1270,8 +1271,13 @@ fn files_are_encrypted_again_and_stay_what_they_were() {
     let before = list();
     let data = fs::read(place.path("vault").join(place.data_file("vault"))).unwrap();
     assert_eq!(
-        place.run(&format!("rekey {KEY} vault /")),
-        given(0, "", "hushfs: 3 files encrypted again under new keys\n")
+        place.run(&format!("rekey --keep-times {KEY} vault /")),
+        given(
+            0,
+            "",
+            "hushfs: 3 files encrypted again under new keys, with sizes and times as before: mirror the vault by content now (rsync --checksum, \
+             rclone --checksum); by sizes and times a mirror keeps the old contents, without their headers, and cannot be read\n"
+        )
     );
     assert_eq!(list(), before);
     assert!(!place.run(&format!("ls {KEY} vault")).out.contains("rekey"));
@@ -1304,8 +1310,41 @@ fn files_are_encrypted_again_and_stay_what_they_were() {
             1,
             "",
             &format!(
-                "hushfs: a: {refused}\nhushfs: 1 file encrypted again under new keys\nhushfs: 1 file not encrypted again, see above\n"
+                "hushfs: a: {refused}\nhushfs: 1 file encrypted again under new keys, their times set 2 seconds later: who mirrors the vault by sizes \
+                 and times sees the change\nhushfs: 1 file not encrypted again, see above\n"
             )
         )
     );
+}
+
+#[test]
+fn who_mirrors_a_vault_by_sizes_and_times_sees_that_files_were_encrypted_again() {
+    let place = Place::with_vault();
+    place.fill();
+    // What rsync and rclone compare, of all that they would bring: the name on disk, the size, and whole seconds.
+    let seen = || {
+        let mut seen = BTreeMap::new();
+        let mut waiting = vec![place.path("vault")];
+        while let Some(directory) = waiting.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let (path, stat) = entry.map(|entry| (entry.path(), entry.metadata().unwrap())).unwrap();
+                if stat.is_dir() {
+                    waiting.push(path);
+                } else if stat.is_file() {
+                    seen.insert(path, (stat.size(), stat.mtime()));
+                }
+            }
+        }
+        seen
+    };
+    let is_data = |path: &Path| path.extension().is_none() && path.file_name().unwrap().len() > 40;
+    let before = seen();
+    assert_eq!(place.run(&format!("rekey {KEY} vault /")).code, 0);
+    let after = seen();
+    let mut compared = 0;
+    for (path, (size, seconds)) in before.iter().filter(|(path, _)| is_data(path)) {
+        assert_eq!(after[path], (*size, seconds + 2), "{}", path.display());
+        compared += 1;
+    }
+    assert_eq!(compared, 2);
 }
