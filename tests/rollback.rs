@@ -536,7 +536,9 @@ fn a_record_that_is_lost_or_changed_is_said_and_one_that_was_changed_refused_whe
         "{}",
         machine.bench.log()
     );
+    // What was put aside is gone with it, or it would be used.
     fs::remove_file(&file).unwrap();
+    fs::remove_file(file.with_extension("record.damaged")).unwrap();
     machine.using("record", |mnt| edit(&mnt.join("a")));
     assert!(
         machine.bench.log().contains("there is no record of this vault"),
