@@ -673,7 +673,12 @@ impl<S: Storage> Content<S> {
         if let Err(short) = &result
             && short.written > 0
         {
-            self.mend_block(state, block, old);
+            // Zeros again as a hole, which takes no space, whether they were one or not.
+            let is_hole =
+                state.preamble.sparse && old.iter().all(|&byte| byte == 0) && self.make_hole(block, old.len()).is_ok();
+            if !is_hole {
+                self.mend_block(state, block, old);
+            }
             self.drop_excess(state, self.layout.cipher_size(state.size));
         }
         result.map_err(|short| short.error.into())
@@ -840,13 +845,19 @@ impl<S: Storage> Content<S> {
             self.layout.sealed_len(old_len as u64),
         );
         // Where no write has come to. A block's ciphertext does not end like this.
-        let mut end = [0; TAG_SIZE];
-        let at = start + size - TAG_SIZE as u64;
-        if !state.preamble.sparse || self.storage.read_at(&mut end, at)? < TAG_SIZE || end != [0; TAG_SIZE] {
+        let mut end = [0; TAG_SIZE / 2];
+        let at = start + size - end.len() as u64;
+        if !state.preamble.sparse || self.storage.read_at(&mut end, at)? < end.len() || end != [0; TAG_SIZE / 2] {
             return Ok(false);
         }
-        self.storage.punch(start, size)?;
+        self.make_hole(block, old_len)?;
         Ok(true)
+    }
+
+    /// Gives back the space of a block of so many bytes, which are zeros then.
+    fn make_hole(&self, block: BlockIndex, len: usize) -> io::Result<()> {
+        let start = self.layout.cipher_start(block).0;
+        self.storage.punch(start, self.layout.sealed_len(len as u64))
     }
 
     /// Prepares a change: the file is open, durably so if it was sealed; what a crash left is cleared away.
