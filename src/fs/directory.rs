@@ -1,7 +1,8 @@
 //! Operations on names: making, removing, linking and renaming.
 //!
 //! Each that touches more than one file says what a crash between its steps leaves. They rely on the backing filesystem to keep
-//! changes of names in their order, as ext4, xfs, btrfs and tmpfs do; what must be on disk *before* a name changes is synced.
+//! changes of names in their order, as ext4, xfs and tmpfs do, and Btrfs until something is synced (see [`late`](super::late)); what must be on disk
+//! *before* a name changes is synced.
 
 use std::{io, sync::Arc, time::Instant};
 
