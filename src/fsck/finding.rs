@@ -37,7 +37,7 @@ pub enum Severity {
     Damage,
     /// Nothing of the user's is missing, but someone else has been here.
     Warning,
-    /// It could not be checked: its key is not at hand.
+    /// It could not be checked: its key is not at hand, or who looks may not read it.
     Unchecked,
     /// Left over from an interrupted operation or made by a sync tool; harms nobody.
     Note,
@@ -101,6 +101,7 @@ impl Problem {
     pub fn severity(&self) -> Severity {
         match self {
             Problem::Unusable(VaultError::EpochKey(..) | VaultError::KeyNeeded(_)) => Severity::Unchecked,
+            problem if problem.is_denied() => Severity::Unchecked,
             Problem::NameUnopened(_)
             | Problem::NameElsewhere { .. }
             | Problem::Unusable(_)
@@ -122,6 +123,16 @@ impl Problem {
             | Problem::SyncTool
             | Problem::OtherFilesystem => Severity::Note,
         }
+    }
+
+    /// Tells whether it says no more than that who looks may not read it.
+    pub fn is_denied(&self) -> bool {
+        let error = match self {
+            Problem::Unreadable(error)
+            | Problem::Unusable(VaultError::Io(error) | VaultError::Content(ContentError::Io(error))) => error,
+            _ => return false,
+        };
+        error.kind() == io::ErrorKind::PermissionDenied
     }
 
     /// Returns the word that scripts know it by. docs/CLI.md lists them; none ever changes its meaning.
@@ -280,5 +291,18 @@ mod tests {
             many.to_string(),
             "blocks 0, 2, 4, 6, 8, 10, 12, 14 and more, 20 in all, are damaged or tampered with"
         );
+    }
+
+    #[test]
+    fn what_one_may_not_read_is_unchecked_and_not_damage() {
+        let error = || io::Error::from_raw_os_error(libc::EACCES);
+        for problem in [Problem::Unreadable(error()), Problem::Unusable(VaultError::Io(error()))] {
+            assert_eq!(
+                (problem.severity(), problem.code()),
+                (Severity::Unchecked, "unreadable")
+            );
+        }
+        let failed = io::Error::from_raw_os_error(libc::EIO);
+        assert_eq!(Problem::Unreadable(failed).severity(), Severity::Damage);
     }
 }

@@ -148,6 +148,8 @@ pub enum Why {
     OtherNames(Vec<String>),
     /// Its key is not at hand.
     NoKey,
+    /// Who repairs may not read it.
+    Denied,
     /// Without the attribute more users might reach the file.
     AccessList,
     /// What would be done failed.
@@ -183,6 +185,7 @@ impl fmt::Display for Why {
                 paths.join(", ")
             ),
             Why::NoKey => f.write_str("its key is not at hand"),
+            Why::Denied => f.write_str("it may not be read: repair as root, or let its owner read it"),
             Why::AccessList => f.write_str("it says who may use the file: set it anew"),
             Why::Failed(error) => error.fmt(f),
         }
@@ -636,6 +639,7 @@ impl Mender<'_> {
     /// Mends one thing. What is found to be worse than it looked is noted in the finding.
     fn mend(&mut self, finding: &mut Finding) -> Mended {
         let site = match &finding.problem {
+            problem if problem.is_denied() => return Err(Why::Denied),
             problem if problem.severity() == Severity::Unchecked => return Err(Why::NoKey),
             Problem::Conflict | Problem::SyncTool | Problem::OtherFilesystem | Problem::NeverSynced => {
                 return Err(Why::Note);
