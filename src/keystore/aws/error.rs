@@ -176,7 +176,10 @@ impl Refusal {
             }
             "KMSInvalidStateException" => ProviderError::Unavailable,
             _ if matches!(self.remedy(), Remedy::Clock | Remedy::Credentials) => ProviderError::AccessDenied,
-            _ if self.remedy() == Remedy::None && matches!(self.status, 400 | 401 | 403) => ProviderError::AccessDenied,
+            // Without a code it is the word of something in front of the service, which refuses no key.
+            _ if self.remedy() == Remedy::None && matches!(self.status, 400 | 401 | 403) && !self.code.is_empty() => {
+                ProviderError::AccessDenied
+            }
             // Throttling, faults of the server, and answers of something that is not KMS.
             _ => ProviderError::Unavailable,
         }

@@ -72,17 +72,19 @@ fn bodies_of_all_shapes_are_understood() {
             r#"{"__type": "a#b#DisabledException:http://x", "Message": "x"}"#,
             ProviderError::Disabled,
         ),
-        (403, "", ProviderError::AccessDenied),
-        (403, "{\"__type\": 1}", ProviderError::AccessDenied),
+        // Of something in front of the service.
+        (403, "", ProviderError::Unavailable),
+        (403, "{\"__type\": 1}", ProviderError::Unavailable),
+        (401, "log in", ProviderError::Unavailable),
         (404, "not found", ProviderError::Unavailable),
         (418, "{}", ProviderError::Unavailable),
-        (400, "<a", ProviderError::AccessDenied),
+        (400, "<a", ProviderError::Unavailable),
     ] {
         let say = move || Say::This(status, Vec::new(), body.into());
         assert_eq!(refused(say), (reason, 1), "{body}");
     }
     let say = || Say::This(403, Vec::new(), vec![0xFF, 0xFE]);
-    assert_eq!(refused(say), (ProviderError::AccessDenied, 1));
+    assert_eq!(refused(say), (ProviderError::Unavailable, 1));
 }
 
 #[test]
