@@ -245,7 +245,7 @@ where
         ring_threads,
     } = connection?;
     let unmounter = &options.unmounter;
-    unmounter.set_device(mountpoint.number().clone());
+    unmounter.set_id(mountpoint.id().clone());
     let failed = |error| leave(&mountpoint, unmounter, error);
     kernel::tune(mountpoint.path());
     let stay_awake = match options.stay_awake {
@@ -312,6 +312,7 @@ where
     // All threads but those of the session are there, and have done what only their start needs.
     options.sandbox.enter_process();
     let served = session.run().map_err(failed);
+    unmounter.close();
     if let Some(threads) = ring_threads {
         threads.join();
     }

@@ -171,6 +171,11 @@ impl EpochKeys {
         self.current = epoch;
     }
 
+    /// Returns the newest epoch that the vault header knows, of whatever key.
+    pub fn newest(&self) -> Epoch {
+        self.keys.keys().next_back().copied().unwrap_or(self.current)
+    }
+
     /// Returns the epoch that new files use.
     pub fn current(&self) -> Epoch {
         self.current

@@ -336,7 +336,7 @@ impl Node {
         self.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less) == Ok(1)
     }
 
-    /// Notes as what its directory is known now: that may have been [renewed](NodeTable::renew_directory).
+    /// Notes as what its directory is known now: that may have been renewed.
     pub fn is_below(&self, parent: &Arc<Node>, disk: &str) {
         // Whoever holds the lock knows better.
         if let Some(mut link) = self.link.try_lock()

@@ -66,7 +66,7 @@ pub fn is_kernel_option(option: &str) -> bool {
 /// A mount made by this process, and the connection to the kernel that serves it.
 pub struct Mountpoint {
     path: PathBuf,
-    number: DeviceNumber,
+    id: MountId,
     device: OwnedFd,
 }
 
@@ -84,8 +84,8 @@ impl Mountpoint {
             check_device()?;
             mount_with_fusermount(&path, options)?
         };
-        let number = DeviceNumber::at(&path).map_err(|source| unusable(&path, source))?;
-        Ok(Mountpoint { path, number, device })
+        let id = MountId::at(&path, &options.fsname).map_err(|source| unusable(&path, source))?;
+        Ok(Mountpoint { path, id, device })
     }
 
     /// Returns where it is, without symbolic links.
@@ -93,9 +93,9 @@ impl Mountpoint {
         &self.path
     }
 
-    /// Returns the number of the filesystem's device.
-    pub fn number(&self) -> &DeviceNumber {
-        &self.number
+    /// Returns what tells it from other mounts.
+    pub fn id(&self) -> &MountId {
+        &self.id
     }
 
     /// Returns the connection to the kernel.
@@ -112,7 +112,7 @@ impl Mountpoint {
 
     /// Unmounts what could not be served.
     pub fn unmount_now(&self) {
-        if let Err(error) = unmount_device(&self.number, &self.path, true) {
+        if let Err(error) = unmount_one(&self.id, &self.path, true) {
             log::error!("{error}");
         }
     }
@@ -358,53 +358,56 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::UnexpectedEof.into())
 }
 
-/// The number of a mounted filesystem's device, as the mount table has it.
+/// What tells a mount of this process from all others in the mount table: the number of its device, which another may have as soon as it is free, and its
+/// source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceNumber(String);
+pub struct MountId {
+    /// As the mount table has it.
+    pub device: Vec<u8>,
+    /// What was given as its name.
+    pub source: Vec<u8>,
+}
 
-impl DeviceNumber {
+impl MountId {
     /// Returns that of what is mounted at a path, without asking the filesystem, which need not be served yet.
-    pub fn at(path: &Path) -> io::Result<Self> {
+    pub fn at(path: &Path, source: &OsStr) -> io::Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         let stat = statx(CWD, path, flags, StatxFlags::empty())?;
-        Ok(DeviceNumber(format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor)))
+        Ok(MountId {
+            device: format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor).into_bytes(),
+            source: source.as_bytes().to_vec(),
+        })
     }
 
-    /// Returns what is asked of another process.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-
-    /// Takes what was asked.
-    pub fn from_bytes(bytes: &[u8]) -> Self {
-        DeviceNumber(String::from_utf8_lossy(bytes).into_owned())
+    fn is(&self, line: &MountLine<'_>) -> bool {
+        line.device == self.device && line.kind == TYPE.to_bytes() && line.source == self.source
     }
 }
 
-/// Unmounts a filesystem, at this path or where the directories above it were renamed to; `lazy` detaches it if it is in use.
+/// Unmounts one mount, at this path or where the directories above it were renamed to; `lazy` detaches it if it is in use.
 ///
 /// # Errors
 ///
 /// EINVAL where it is not mounted any more, whatever is mounted at the path now; EBUSY where something is mounted over it; what umount(2) gives, or
 /// fusermount3's words.
-pub fn unmount_device(device: &DeviceNumber, path: &Path, lazy: bool) -> Result<(), MountError> {
+pub fn unmount_one(id: &MountId, path: &Path, lazy: bool) -> Result<(), MountError> {
     let refused = |errno| unusable(path, io::Error::from_raw_os_error(errno));
     let table = fs::read(MOUNT_TABLE).map_err(|source| unusable(path, source))?;
-    let at = find_device(&table, device, path).map_err(refused)?;
+    let at = find_place(&table, id, path).map_err(refused)?;
     unmount(&at, lazy)
 }
 
-/// Finds where a filesystem is mounted, with nothing mounted over it; at this path, if it is mounted more than once.
-fn find_device(table: &[u8], device: &DeviceNumber, path: &Path) -> Result<PathBuf, i32> {
+/// Finds where something is mounted, with nothing mounted over it; at this path, if it is mounted more than once.
+fn find_place(table: &[u8], id: &MountId, path: &Path) -> Result<PathBuf, i32> {
     let path = path.as_os_str().as_bytes();
-    let mounted = lines(table).filter(|line| line.device == device.as_bytes());
+    let mounted = lines(table).filter(|line| id.is(line));
     let at = mounted
         .map(|line| line.mountpoint)
         .max_by_key(|mountpoint| mountpoint == path)
         .ok_or(libc::EINVAL)?;
     // The last one is on top.
     let top = lines(table).rfind(|line| line.mountpoint == at);
-    match top.is_some_and(|line| line.device == device.as_bytes()) {
+    match top.is_some_and(|line| id.is(&line)) {
         true => Ok(OsString::from_vec(at).into()),
         false => Err(libc::EBUSY),
     }
@@ -469,16 +472,31 @@ mod tests {
             92 29 0:52 / /mnt/b rw - fuse.hushfs other rw\n\
             93 29 0:50 / /mnt/bind rw - fuse.hushfs vault rw\n\
             94 29 0:53 / /mnt/c rw - fuse.hushfs covered rw\n\
-            95 29 0:54 / /mnt/c rw - tmpfs none rw\n";
-        let find = |device: &str, path| find_device(table, &DeviceNumber(device.to_owned()), Path::new(path));
+            95 29 0:54 / /mnt/c rw - tmpfs none rw\n\
+            96 29 0:55 / /mnt/d rw - fuse.hushfs other rw\n";
+        let find = |device: &str, path| {
+            let source = match device {
+                "0:52" => "other",
+                "0:53" => "covered",
+                _ => "vault",
+            };
+            let id = MountId {
+                device: device.as_bytes().to_vec(),
+                source: source.as_bytes().to_vec(),
+            };
+            find_place(table, &id, Path::new(path))
+        };
         assert_eq!(find("0:50", "/mnt/a"), Ok("/mnt/a".into()));
         assert_eq!(find("0:50", "/mnt/bind"), Ok("/mnt/bind".into()));
         assert_eq!(find("0:52", "/mnt/renamed"), Ok("/mnt/b".into()));
         // Something is mounted over it.
-        assert_eq!(find("0:51", "/mnt/b"), Err(libc::EBUSY));
         assert_eq!(find("0:53", "/mnt/c"), Err(libc::EBUSY));
         // Another took its place.
         assert_eq!(find("0:99", "/mnt/a"), Err(libc::EINVAL));
+        // Another has got its number since.
+        for device in ["0:51", "0:55"] {
+            assert_eq!(find(device, "/mnt/b"), Err(libc::EINVAL));
+        }
     }
 
     #[test]

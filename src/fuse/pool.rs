@@ -89,7 +89,10 @@ impl Shared {
     fn next(&self) -> Option<(Job, Act)> {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(act) = queue.syncs.pop_front() {
+            // One is taken first, or many syncs would keep it waiting for ever.
+            if queue.in_long > 0
+                && let Some(act) = queue.syncs.pop_front()
+            {
                 return Some((Job::Sync, act));
             }
             if queue.in_long < queue.in_long_max
@@ -97,6 +100,9 @@ impl Shared {
             {
                 queue.in_long += 1;
                 return Some((Job::Long, act));
+            }
+            if let Some(act) = queue.syncs.pop_front() {
+                return Some((Job::Sync, act));
             }
             if queue.ended && queue.long.is_empty() {
                 return None;

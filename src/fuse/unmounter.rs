@@ -10,7 +10,10 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -21,7 +24,7 @@ use rustix::{
 
 use super::{
     MountError,
-    mountpoint::{self, DeviceNumber, unusable},
+    mountpoint::{self, MountId, unusable},
 };
 use crate::sandbox;
 
@@ -32,15 +35,13 @@ const READY: u8 = b'r';
 const UNMOUNT: u8 = b'u';
 const DETACH: u8 = b'd';
 
-/// One of these, and the number of the device, which is two of 32 bits at most, filled up with zeros.
-const QUESTION_SIZE: usize = 1 + 24;
-
 /// Unmounts one mountpoint.
 #[derive(Debug)]
 pub struct Unmounter {
     path: PathBuf,
     /// What is mounted there, once it is.
-    device: OnceLock<DeviceNumber>,
+    id: OnceLock<MountId>,
+    is_closed: AtomicBool,
     /// The process that does it; none where this one can.
     helper: Option<Helper>,
 }
@@ -57,7 +58,8 @@ impl Unmounter {
     pub fn of_own(path: PathBuf) -> Self {
         Unmounter {
             path,
-            device: OnceLock::new(),
+            id: OnceLock::new(),
+            is_closed: AtomicBool::new(false),
             helper: None,
         }
     }
@@ -89,7 +91,8 @@ impl Unmounter {
                 // With an error, dropping this waits for the end of the process.
                 let unmounter = Unmounter {
                     path,
-                    device: OnceLock::new(),
+                    id: OnceLock::new(),
+                    is_closed: AtomicBool::new(false),
                     helper,
                 };
                 ready.map(|()| unmounter)
@@ -103,8 +106,13 @@ impl Unmounter {
     }
 
     /// Notes what is mounted: nothing else will be unmounted.
-    pub fn set_device(&self, device: DeviceNumber) {
-        self.device.get_or_init(|| device);
+    pub fn set_id(&self, id: MountId) {
+        self.id.get_or_init(|| id);
+    }
+
+    /// Notes that the mount has ended: what is mounted from now on is another, whatever its number.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
     }
 
     /// Unmounts; `lazy` detaches a mount that is in use.
@@ -115,26 +123,23 @@ impl Unmounter {
     /// words.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
         let refused = |source| unusable(&self.path, source);
-        let Some(device) = self.device.get() else {
+        let id = self.id.get().filter(|_| !self.is_closed.load(Ordering::Acquire));
+        let Some(id) = id else {
             return Err(refused(io::Error::from_raw_os_error(libc::EINVAL)));
         };
         match &self.helper {
-            None => mountpoint::unmount_device(device, &self.path, lazy),
-            Some(helper) => helper.ask(lazy, device).map_err(refused),
+            None => mountpoint::unmount_one(id, &self.path, lazy),
+            Some(helper) => helper.ask(lazy, id).map_err(refused),
         }
     }
 }
 
 impl Helper {
-    fn ask(&self, lazy: bool, device: &DeviceNumber) -> io::Result<()> {
+    fn ask(&self, lazy: bool, id: &MountId) -> io::Result<()> {
         let socket = self.socket.lock();
         let mut socket = socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut answer = [0; 4];
-        let number = device.as_bytes();
-        let mut question = [0; QUESTION_SIZE];
-        question[0] = if lazy { DETACH } else { UNMOUNT };
-        question[1..][..number.len()].copy_from_slice(number);
-        socket.write_all(&question)?;
+        socket.write_all(&question(lazy, id))?;
         socket.read_exact(&mut answer)?;
         match i32::from_ne_bytes(answer) {
             0 => Ok(()),
@@ -152,18 +157,38 @@ impl Drop for Unmounter {
     }
 }
 
+/// Puts a question together: what is to be done, and of which mount, each with its length before it.
+fn question(lazy: bool, id: &MountId) -> Vec<u8> {
+    let mut question = vec![if lazy { DETACH } else { UNMOUNT }];
+    for part in [&id.device, &id.source] {
+        question.extend((part.len() as u32).to_ne_bytes());
+        question.extend(part);
+    }
+    question
+}
+
+fn read_question(socket: &mut impl Read) -> io::Result<(bool, MountId)> {
+    let mut what = [0];
+    socket.read_exact(&mut what)?;
+    let mut part = || {
+        let mut len = [0; 4];
+        socket.read_exact(&mut len)?;
+        let mut part = vec![0; u32::from_ne_bytes(len) as usize];
+        socket.read_exact(&mut part).map(|()| part)
+    };
+    let (device, source) = (part()?, part()?);
+    Ok((what[0] == DETACH, MountId { device, source }))
+}
+
 /// The life of the process that unmounts.
 fn serve(mut socket: UnixStream, path: &Path) {
     prepare(socket.as_raw_fd());
     if socket.write_all(&[READY]).is_err() {
         return;
     }
-    let mut question = [0; QUESTION_SIZE];
     // It ends when the other end is closed, however that came about.
-    while socket.read_exact(&mut question).is_ok() {
-        let number = question[1..].split(|&byte| byte == 0).next().unwrap_or_default();
-        let device = DeviceNumber::from_bytes(number);
-        let errno = match mountpoint::unmount_device(&device, path, question[0] == DETACH) {
+    while let Ok((lazy, id)) = read_question(&mut socket) {
+        let errno = match mountpoint::unmount_one(&id, path, lazy) {
             Ok(()) => 0,
             Err(MountError::MountpointUnusable { source, .. }) => source.raw_os_error().unwrap_or(libc::EIO),
             Err(_) => libc::EPERM,

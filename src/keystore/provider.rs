@@ -195,7 +195,9 @@ pub fn wrap(
     match provider.unwrap(key, bound.context, &remote) {
         Ok(again) if bool::from(inner.as_bytes().ct_eq(again.as_bytes())) => {}
         Ok(_) | Err(ProviderError::Rejected | ProviderError::IncorrectKey) => return Err(ProviderError::Commitment),
-        Err(ProviderError::AccessDenied) => {}
+        Err(ProviderError::AccessDenied) => {
+            log::warn!("what {key} has wrapped could not be opened to try it: it may be used to wrap only");
+        }
         Err(error) => return Err(error),
     }
     Ok(under_inner(&inner, bound, secret, &remote))

@@ -38,6 +38,7 @@ use super::{
 use crate::{
     backing::{Descent, Dir},
     format::{
+        FormatError,
         header::{HEADER_SIZE_MAX, UnverifiedHeader},
         name::{self, Shape},
     },
@@ -369,11 +370,12 @@ impl Run<'_> {
             return dir.unlink(entry);
         };
         let opens = |bytes: Vec<u8>| self.vault.verify_header(file, &bytes);
-        if !read_header(dir, file)
-            .and_then(opens)
-            .is_err_and(|error| is_lost(&error))
-        {
-            return dir.unlink(entry);
+        match read_header(dir, file).and_then(opens) {
+            // Another machine has made it, and this one does not know yet with which key.
+            Err(VaultError::EpochMissing(epoch)) if epoch > self.vault.epochs().newest() => return Ok(()),
+            Err(VaultError::HeaderDamaged(_, FormatError::Newer(_))) => return Ok(()),
+            Err(error) if is_lost(&error) => {}
+            _ => return dir.unlink(entry),
         }
         match dir.read_small(entry, HEADER_SIZE_MAX).map(|bytes| bytes.map(opens)) {
             Ok(Some(Ok(_))) => {
@@ -712,6 +714,35 @@ mod tests {
         assert_eq!(temporaries(temp.path()), 0);
         let others = [&headers[..7], &headers[8..]].concat();
         assert_eq!(epochs(&temp, &open.vault, &others), BTreeSet::from([Epoch(2)]));
+    }
+
+    #[test]
+    fn a_header_of_an_epoch_that_only_another_machine_has_stays() {
+        let (temp, mut open, headers) = vault();
+        rewrap_all(&open, &mut |_| Ok(())).unwrap();
+        let (path, file) = &headers[4];
+        let header = temp.path().join(path).join(name::header_file(*file));
+        let temporary = temp.path().join(path).join(temporary_header(*file));
+        std::fs::copy(&header, &temporary).unwrap();
+        let home = [name::VAULT_HEADER, name::KEYSTORE].map(|name| temp.path().join(name));
+        let before = home.each_ref().map(|path| std::fs::read(path).unwrap());
+        assert_eq!(open.rotate(3).unwrap(), Epoch(3));
+        let bytes = std::fs::read(&header).unwrap();
+        let newer = open
+            .vault
+            .rewrap_header(*file, &bytes, KeyOfFile::of_epoch(Epoch(3)))
+            .unwrap()
+            .unwrap();
+        std::fs::write(&header, &newer).unwrap();
+        for (path, bytes) in home.iter().zip(before) {
+            std::fs::write(path, bytes).unwrap();
+        }
+        let open = reopen(open);
+        let outcome = rewrap_all(&open, &mut |_| Ok(())).unwrap();
+        assert_eq!((outcome.current, outcome.failed.len()), (11, 1));
+        assert!(matches!(outcome.failed[0].error, VaultError::EpochMissing(Epoch(3))));
+        assert_eq!(std::fs::read(&header).unwrap(), newer);
+        assert!(temporary.exists());
     }
 
     #[test]

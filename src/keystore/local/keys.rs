@@ -189,7 +189,7 @@ impl LocalKeystore {
     }
 
     /// Says that a key shall be destroyed; it cannot be used from now on. Returns the earliest time of that, which may become later: of
-    /// [`LAST_DAYS`] the keystore has to see the beginning.
+    /// the last days the keystore has to see the beginning.
     ///
     /// # Errors
     ///

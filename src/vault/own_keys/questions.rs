@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 
 use crate::{ids::KeyId, keystore::KeyError};
 
-/// How long an answer is waited for: what key servers keep by themselves.
-const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long an answer is waited for. Key servers are given up before by themselves; a token may want a touch or a PIN, and an agent ask such a one.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
 /// Questions for one key that may be under way. With so many nobody asks again until one is answered: a module that never answers keeps so many threads.
 const UNDER_WAY_MAX: usize = 32;
