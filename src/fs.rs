@@ -143,6 +143,8 @@ pub struct Fs {
     device: u64,
     /// Many files are made durable by one sync of the backing filesystem; not all filesystems do it.
     syncs_at_once: bool,
+    /// What is written back is on disk before names that are changed afterwards, without a sync.
+    contents_first: bool,
     /// Directories in use lately, by node number.
     dirs: Mutex<LruCache<u64, Arc<Dir>>>,
     /// Files that no handle has open but that were in use lately, by node number.
@@ -191,6 +193,7 @@ impl Fs {
         }
         let device = root_dir.stat_self()?.st_dev;
         let syncs_at_once = root_dir.can_sync_filesystem();
+        let contents_first = root_dir.keeps_contents_first();
         let late = (!root_dir.keeps_order()).then(Late::default);
         let journal = if options.journal && !options.read_only {
             let home = Box::new(InVault::new(root_dir.open_dir(".")?));
@@ -212,6 +215,7 @@ impl Fs {
             root_dir: Arc::new(root_dir),
             device,
             syncs_at_once,
+            contents_first,
             dirs: Mutex::new(LruCache::new(capacity)),
             idle_files: Mutex::new(LruCache::new(capacity)),
             removed_files: Mutex::new(LruCache::new(capacity)),

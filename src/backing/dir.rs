@@ -256,6 +256,15 @@ impl Dir {
         !fs::fstatfs(&self.fd).is_ok_and(|stat| stat.f_type as u32 == libc::BTRFS_SUPER_MAGIC as u32)
     }
 
+    /// Tells whether a change of names is on disk only with all contents that were handed to the disk before it.
+    ///
+    /// So it is where blocks, sizes and names are changed in one log, whose next commit has the disk empty its cache first: a page is written back only when
+    /// its block and the file's size are in that log (`ext4_end_io_end` in fs/ext4/page-io.c, `xfs_end_ioend` in fs/xfs/xfs_aops.c).
+    pub fn keeps_contents_first(&self) -> bool {
+        const KINDS: [u32; 2] = [libc::EXT4_SUPER_MAGIC as u32, libc::XFS_SUPER_MAGIC as u32];
+        fs::fstatfs(&self.fd).is_ok_and(|stat| KINDS.contains(&(stat.f_type as u32)))
+    }
+
     /// Reads a small file whole; nothing when it does not exist.
     ///
     /// # Errors

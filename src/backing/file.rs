@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
@@ -149,6 +149,21 @@ impl BackingFile {
     /// What fsync(2) gives.
     pub fn sync_all(&self) -> io::Result<()> {
         Ok(fs::fsync(&self.fd)?)
+    }
+
+    /// Has what was written handed to the disk, which may keep it in its cache: it is durable once a name that is changed afterwards is, where
+    /// [`Dir::keeps_contents_first`](super::Dir::keeps_contents_first).
+    ///
+    /// # Errors
+    ///
+    /// What sync_file_range(2) gives.
+    pub fn write_back(&self) -> io::Result<()> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: it takes no pointer, and the descriptor is open as long as this lives.
+        match unsafe { libc::sync_file_range(self.fd.as_raw_fd(), 0, 0, flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Returns an extended attribute.

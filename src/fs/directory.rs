@@ -17,7 +17,7 @@ use super::{
     xattr::Birth,
 };
 use crate::{
-    backing::{Dir, Entry},
+    backing::{BackingFile, Dir, Entry},
     format::{
         layout::PREAMBLE_SIZE,
         link::{self, DiskTarget, LINK_FILE_MAX},
@@ -116,12 +116,12 @@ impl Fs {
             // What a crash left of one may be empty.
             let known = directory.dir.read_small(&file, bytes.len());
             if !known.is_ok_and(|known| known.is_some_and(|known| known == bytes)) {
-                let synced = directory.dir.write_small(&file, &bytes)?.sync_all();
-                if synced.is_err() {
+                let written = self.write_before_names(&directory.dir.write_small(&file, &bytes)?);
+                if written.is_err() {
                     // Else it would be taken for one that is on disk.
                     let _ = directory.dir.unlink(&file);
                 }
-                synced?;
+                written?;
             }
         }
         Ok(disk)
@@ -379,7 +379,7 @@ impl Fs {
         let disk = self.prepare_name(&directory, at.name)?;
         let made = || {
             if let Some((id, bytes)) = &sealed.file {
-                directory.dir.write_small(&name::link_file(*id), bytes)?.sync_all()?;
+                self.write_before_names(&directory.dir.write_small(&name::link_file(*id), bytes)?)?;
             }
             let (since, birth) = (now(), Birth::of_link());
             directory.dir.symlink(&sealed.text, &disk.entry)?;
@@ -722,25 +722,39 @@ impl Fs {
             .load_header(&dir, self.keys(&at.parent)?.id, id)
             .map_err(in_vault)?;
         self.keep(&to.node, &name::header_file(id));
-        let stored = match self.vault.load_header(&to.dir, to.keys().id, id) {
-            Ok(_) => to.dir.open_file(&name::header_file(id), false)?,
+        let header_file = name::header_file(id);
+        // Always what is in it is written: a rename takes the old one away, and reaches the disk with the other names, whether or not contents do.
+        match self.vault.load_header(&to.dir, to.keys().id, id) {
+            Ok(_) => self.write_before_names(&to.dir.open_file(&header_file, false)?)?,
             Err(_) => {
                 let header = self.vault.header_for_directory(header, to.keys().id);
-                self.vault.store_header(&to.dir, &header).map_err(in_vault)?
+                let stored = self.vault.store_header(&to.dir, &header).map_err(in_vault)?;
+                let written = self.write_before_names(&stored);
+                if written.is_err() {
+                    // Else it would be taken for one that is on disk.
+                    let _ = to.dir.unlink(&header_file);
+                }
+                written?;
             }
-        };
-        // Always what is in it: a rename takes the old one away, and reaches the disk with the other names, whether or not contents do.
-        stored.sync_all()?;
-        if !file.header_needs_sync() {
-            to.dir.sync()?;
-        } else {
+        }
+        if file.header_needs_sync() {
             file.header_was_added();
             self.note_change(node);
+        } else if !self.contents_first {
+            to.dir.sync()?;
         }
         Ok(())
     }
 
-    /// Copies the file of a long target into another directory, durably, unless another name of the link has it there.
+    /// Has what was written to a small file on disk before names that are changed from now on.
+    fn write_before_names(&self, file: &BackingFile) -> io::Result<()> {
+        match self.contents_first {
+            true => file.write_back(),
+            false => file.sync_all(),
+        }
+    }
+
+    /// Copies the file of a long target into another directory, so that it is on disk before the link is, unless another name of the link has it there.
     fn copy_link_file(&self, from: &Dir, disk: &str, to: &OpenDirectory) -> FsResult<()> {
         let stat = from.stat(disk)?;
         if let Some(id) = Self::link_file_of(from, disk, &stat) {
@@ -749,8 +763,10 @@ impl Fs {
             let bytes = from.read_small(&file, LINK_FILE_MAX)?;
             match (bytes, to.dir.read_small(&file, LINK_FILE_MAX)) {
                 (None, _) => {}
-                (Some(bytes), Ok(Some(there))) if bytes == there => to.dir.open_file(&file, false)?.sync_all()?,
-                (Some(bytes), _) => to.dir.write_small(&file, &bytes)?.sync_all()?,
+                (Some(bytes), Ok(Some(there))) if bytes == there => {
+                    self.write_before_names(&to.dir.open_file(&file, false)?)?;
+                }
+                (Some(bytes), _) => self.write_before_names(&to.dir.write_small(&file, &bytes)?)?,
             }
         }
         Ok(())
@@ -1018,9 +1034,11 @@ impl Fs {
                     // The old content goes with the rename: the new one must be able to be opened then.
                     let (dir, id) = (&to.dir, file.id().unwrap_or(FileId([0; 16])));
                     let headers = file.headers();
-                    dir.open_file(&name::header_file(id), true)?.sync_all()?;
-                    dir.sync()?;
-                    file.headers_were_synced(headers);
+                    self.write_before_names(&dir.open_file(&name::header_file(id), true)?)?;
+                    if !self.contents_first {
+                        dir.sync()?;
+                        file.headers_were_synced(headers);
+                    }
                 }
                 if file.content().is_some_and(|content| content.is_renaming()) {
                     // A rename before this one may not be on disk yet; only two places fit into a seal.

@@ -43,7 +43,7 @@ enum On {
 }
 
 /// The calls that a filesystem answers, and which of them may need space.
-const CALLS: [(i64, &str, On, bool); 39] = [
+const CALLS: [(i64, &str, On, bool); 40] = [
     (libc::SYS_openat, "openat", On::At(0), false),
     (libc::SYS_openat2, "openat2", On::At(0), false),
     (libc::SYS_pread64, "pread64", On::Fd(0), false),
@@ -54,6 +54,7 @@ const CALLS: [(i64, &str, On, bool); 39] = [
     (libc::SYS_fallocate, "fallocate", On::Fd(0), true),
     (libc::SYS_fsync, "fsync", On::Fd(0), true),
     (libc::SYS_fdatasync, "fdatasync", On::Fd(0), true),
+    (libc::SYS_sync_file_range, "sync_file_range", On::Fd(0), true),
     (libc::SYS_syncfs, "syncfs", On::Fd(0), true),
     (libc::SYS_renameat, "renameat", On::At(0), true),
     (libc::SYS_renameat2, "renameat2", On::At(0), true),
@@ -94,7 +95,7 @@ pub enum Fault {
     From(i32),
     /// A write comes as far as a page of the file, and what follows it fails, once.
     Short(i32),
-    /// A sync of a file fails, once: fsync(2) or fdatasync(2).
+    /// A sync of a file fails, once: fsync(2), fdatasync(2) or sync_file_range(2).
     Sync(i32),
 }
 
@@ -111,7 +112,7 @@ impl Fault {
         let opens = call.name.starts_with("openat");
         match (self, self.errno()) {
             (Fault::Short(_), _) => call.can_stop,
-            (Fault::Sync(_), _) => matches!(call.name, "fsync" | "fdatasync"),
+            (Fault::Sync(_), _) => matches!(call.name, "fsync" | "fdatasync" | "sync_file_range"),
             (_, libc::ENOSPC | libc::EDQUOT) => call.takes_space,
             (_, libc::EMFILE) => opens,
             _ => true,
