@@ -49,7 +49,7 @@ use self::{
     sealer::SealQueue,
 };
 use crate::{
-    backing::{BackingFile, Dir, Entry, process},
+    backing::{BackingFile, Dir, Entry, Storage, process},
     format::{
         link,
         name::{DIRECTORY_HEADER, NAME_MAX},
@@ -548,6 +548,9 @@ impl Fs {
         if let Some(size) = file.as_ref().and_then(|file| self.known_size(node, file)) {
             attr.size = size;
         } else if self.options.shared {
+            if let Some(file) = file.as_ref() {
+                *attr = self.stored_attr(node, file)?;
+            }
             node.set_size(attr.size);
         } else if attr.size != node.size() {
             // It may have been closed since it was looked at.
@@ -560,6 +563,15 @@ impl Fs {
             }
         }
         Ok(())
+    }
+
+    /// Returns the attributes of a file's data file, once what the journal holds of it is there; that is told by nobody else where other machines change files.
+    fn stored_attr(&self, node: &Node, file: &VaultFile) -> FsResult<Attr> {
+        if let Some(content) = file.content() {
+            // Where it fails the next fsync says so, and the size is right all the same.
+            let _ = content.storage().sync_announced();
+        }
+        Ok(Attr::new(&file.stat()?, node.id, &self.vault.layout()))
     }
 
     /// Returns the size of an open file's content; nothing where only the data file tells it, or another machine changes that.
@@ -609,7 +621,10 @@ impl Fs {
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
         }
         if let Some(file) = node.file.lock().clone() {
-            let mut attr = with_id(Attr::new(&file.stat()?, node.id, &self.vault.layout()));
+            let mut attr = match self.options.shared {
+                true => self.stored_attr(node, &file)?,
+                false => with_id(Attr::new(&file.stat()?, node.id, &self.vault.layout())),
+            };
             attr.size = self.known_size(node, &file).unwrap_or(attr.size);
             return Ok(attr);
         }

@@ -42,7 +42,7 @@ use self::{
     uring::{RingThreads, Rings},
 };
 pub use self::{
-    mountpoint::{Mounted, find_mount, is_kernel_option},
+    mountpoint::{MountId, Mounted, another_place, find_mount, is_kernel_option},
     server::PROCESS_ATTRIBUTE,
     unmounter::Unmounter,
 };

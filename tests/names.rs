@@ -174,6 +174,45 @@ fn what_a_listing_did_not_take_is_forgotten() {
     assert_eq!(fs.node_count(), 1, "the root");
 }
 
+/// Where a position is a number of entries, counted when the directory was opened, as in many filesystems of FUSE, another look at it is at others.
+#[test]
+fn a_listing_goes_on_in_the_directory_that_it_was_begun_in() {
+    use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
+    let bench = Bench::with_init_options(&[]);
+    let (fs, _home, caller) = open(&bench);
+    for i in 0..100 {
+        let id = create(&fs, format!("file {i}").as_bytes(), caller);
+        fs.release(id);
+        fs.forget(id, 1);
+    }
+    fs.seal_all();
+    let watch = init(CreateFlags::NONBLOCK).unwrap();
+    add_watch(&watch, bench.vault(), WatchFlags::OPEN).unwrap();
+    let (mut names, mut position) = (BTreeSet::new(), 0);
+    loop {
+        let mut part = Vec::new();
+        fs.list(ROOT, position, |listed| {
+            let takes = part.len() < 7;
+            if takes {
+                part.push(listed.clone());
+            }
+            takes
+        })
+        .unwrap();
+        let Some(last) = part.last() else { break };
+        position = last.next;
+        names.extend(part.into_iter().map(|listed| listed.name));
+    }
+    assert_eq!(names.len(), 102, "with . and ..");
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut events = Reader::new(&watch, &mut buffer);
+    let mut opened = 0;
+    while let Ok(event) = events.next() {
+        opened += usize::from(event.file_name().is_none());
+    }
+    assert_eq!(opened, 1);
+}
+
 #[test]
 fn files_that_had_two_names_leave_no_headers() {
     let bench = Bench::with_init_options(&[]);

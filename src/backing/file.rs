@@ -75,6 +75,12 @@ pub trait Storage: Send + Sync {
 
     /// Makes the content durable, with the size.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// Has what was written handed to the disk, which may keep it in its cache: it is durable once a name that is changed afterwards is, where
+    /// [`Dir::keeps_contents_first`](super::Dir::keeps_contents_first).
+    fn write_back(&self) -> io::Result<()> {
+        self.sync_data()
+    }
 }
 
 /// Which inode a file is, whatever its name: a copy is another.
@@ -149,21 +155,6 @@ impl BackingFile {
     /// What fsync(2) gives.
     pub fn sync_all(&self) -> io::Result<()> {
         Ok(fs::fsync(&self.fd)?)
-    }
-
-    /// Has what was written handed to the disk, which may keep it in its cache: it is durable once a name that is changed afterwards is, where
-    /// [`Dir::keeps_contents_first`](super::Dir::keeps_contents_first).
-    ///
-    /// # Errors
-    ///
-    /// What sync_file_range(2) gives.
-    pub fn write_back(&self) -> io::Result<()> {
-        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-        // SAFETY: it takes no pointer, and the descriptor is open as long as this lives.
-        match unsafe { libc::sync_file_range(self.fd.as_raw_fd(), 0, 0, flags) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
     }
 
     /// Returns an extended attribute.
@@ -327,6 +318,15 @@ impl Storage for BackingFile {
     fn sync_data(&self) -> io::Result<()> {
         Ok(fs::fdatasync(&self.fd)?)
     }
+
+    fn write_back(&self) -> io::Result<()> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: it takes no pointer, and the descriptor is open as long as this lives.
+        match unsafe { libc::sync_file_range(self.fd.as_raw_fd(), 0, 0, flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
 impl<T: Storage> Storage for std::sync::Arc<T> {
@@ -384,6 +384,10 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
 
     fn sync_data(&self) -> io::Result<()> {
         (**self).sync_data()
+    }
+
+    fn write_back(&self) -> io::Result<()> {
+        (**self).write_back()
     }
 }
 

@@ -22,11 +22,12 @@ use super::{
     error::CliError,
     open, options, outside, process,
     record::MountRecord,
+    say,
 };
 use crate::{
     backing::Dir,
     fs::{Fs, FsOptions},
-    fuse::{self, MountError, MountOptions, Unmounter},
+    fuse::{self, MountError, MountId, MountOptions, Unmounter},
     sandbox::{Needs, Sandbox},
     vault::{
         freshness::Limits,
@@ -36,6 +37,9 @@ use crate::{
 
 /// How long `unmount` waits for the mount's process to write and seal what is left.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(600);
+
+/// How long before it says what it waits for.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it looks.
 const UNMOUNT_POLL: Duration = Duration::from_millis(10);
@@ -239,6 +243,7 @@ pub fn unmount(args: &UnmountArgs) -> CliResult {
     };
     // A process that stands still would not answer, and is not waited for either.
     let server = if args.lazy { None } else { Server::of(&mountpoint) };
+    let id = MountId::at(&mountpoint, mounted.fsname.as_os_str()).ok();
     fuse::unmount(&mountpoint, args.lazy).map_err(|error| match error {
         MountError::MountpointUnusable { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
             CliError::Busy {
@@ -247,6 +252,13 @@ pub fn unmount(args: &UnmountArgs) -> CliResult {
         }
         other => CliError::Mount(other),
     })?;
+    if let Some(place) = id.as_ref().and_then(fuse::another_place) {
+        say(format_args!(
+            "it goes on at {}, where it is mounted as well",
+            place.display()
+        ));
+        return Ok(());
+    }
     if let Some(server) = server {
         return server.wait(&mounted.fsname);
     }
@@ -277,17 +289,29 @@ impl Server {
 
     /// Waits until it has ended: everything is written then, and the vault let go of.
     fn wait(&self, vault: &Path) -> CliResult {
+        if self.has_ended(UNMOUNT_PATIENCE) {
+            return Ok(());
+        }
+        say(format_args!(
+            "{}: unmounted, and waiting until its process has written what is left; where the mount is in other namespaces, as of containers, it goes on there",
+            vault.display()
+        ));
+        if self.has_ended(UNMOUNT_WAIT) {
+            return Ok(());
+        }
+        Err(CliError::StillWriting {
+            vault: vault.to_owned(),
+        })
+    }
+
+    /// Waits so long for its end; tells whether it has come.
+    fn has_ended(&self, wait: Duration) -> bool {
         let limit = Timespec {
-            tv_sec: UNMOUNT_WAIT.as_secs() as i64,
+            tv_sec: wait.as_secs() as i64,
             tv_nsec: 0,
         };
         let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
-        match rustix::io::retry_on_intr(|| poll(&mut ended, Some(&limit))) {
-            Ok(0) => Err(CliError::StillWriting {
-                vault: vault.to_owned(),
-            }),
-            _ => Ok(()),
-        }
+        rustix::io::retry_on_intr(|| poll(&mut ended, Some(&limit))) != Ok(0)
     }
 }
 

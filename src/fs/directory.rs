@@ -17,7 +17,7 @@ use super::{
     xattr::Birth,
 };
 use crate::{
-    backing::{BackingFile, Dir, Entry},
+    backing::{BackingFile, Dir, Entry, Storage},
     format::{
         layout::PREAMBLE_SIZE,
         link::{self, DiskTarget, LINK_FILE_MAX},
@@ -673,7 +673,9 @@ impl Fs {
                 self.copy_header(&node, at, &file, &target)?;
             }
             file.attributes_were_changed();
-            let admitted = content.admit_several_names().map_err(in_vault);
+            let admitted = content
+                .admit_several_names(|storage| self.content_before_names(storage))
+                .map_err(in_vault);
             self.note_change(&node);
             admitted?;
         } else if elsewhere {
@@ -707,7 +709,8 @@ impl Fs {
             return Ok(());
         };
         file.attributes_were_changed();
-        content.set_places(places).map_err(|error| in_vault(error.into()))
+        let last = |storage: &_| self.content_before_names(storage);
+        content.set_places(last, places).map_err(|error| in_vault(error.into()))
     }
 
     /// Has a file's header in another directory; with its name durable, if that of the one it has is durable.
@@ -751,6 +754,14 @@ impl Fs {
         match self.contents_first {
             true => file.write_back(),
             false => file.sync_all(),
+        }
+    }
+
+    /// As [`write_before_names`](Self::write_before_names), of content.
+    fn content_before_names(&self, content: &impl Storage) -> io::Result<()> {
+        match self.contents_first {
+            true => content.write_back(),
+            false => content.sync_data(),
         }
     }
 

@@ -32,6 +32,20 @@ pub struct ListedPlus {
     pub found: Option<Found>,
 }
 
+/// What became of an entry that was offered.
+enum Offered {
+    Taken,
+    LeftOut,
+    /// There is no room for it.
+    Full,
+}
+
+impl From<bool> for Offered {
+    fn from(is_taken: bool) -> Self {
+        if is_taken { Offered::Taken } else { Offered::Full }
+    }
+}
+
 /// A listing between two parts of it.
 #[derive(Debug)]
 pub(super) struct Listing {
@@ -60,7 +74,7 @@ impl Fs {
     ///
     /// What reading the directory gives.
     pub fn list(&self, id: u64, position: u64, mut take: impl FnMut(&Listed) -> bool) -> FsResult<()> {
-        self.list_raw(id, position, |_, listed, _| Ok(take(&listed)))?;
+        self.list_raw(id, position, |_, listed, _| Ok(take(&listed).into()))?;
         Ok(())
     }
 
@@ -79,15 +93,15 @@ impl Fs {
                 match directory.dir.stat(disk) {
                     Ok(stat) if stat.st_dev != self.device => {
                         elsewhere += 1;
-                        return Ok(true);
+                        return Ok(Offered::LeftOut);
                     }
                     Ok(stat) => match self.found_listed(directory, &entry.name, disk, &stat) {
                         Ok(found) => Some(found),
-                        Err(FsError::NotFound) => return Ok(true),
+                        Err(FsError::NotFound) => return Ok(Offered::LeftOut),
                         Err(error) => return Err(error),
                     },
                     // Removed since it was read from the directory.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Offered::LeftOut),
                     Err(error) => return Err(error.into()),
                 }
             };
@@ -96,7 +110,7 @@ impl Fs {
             if !taken && let Some(found) = &listed.found {
                 self.forget(found.node.id, 1);
             }
-            Ok(taken)
+            Ok(taken.into())
         })?;
         Ok(unopened + elsewhere)
     }
@@ -122,7 +136,7 @@ impl Fs {
         &self,
         id: u64,
         position: u64,
-        mut take: impl FnMut(&OpenDirectory, Listed, &str) -> FsResult<bool>,
+        mut offer: impl FnMut(&OpenDirectory, Listed, &str) -> FsResult<Offered>,
     ) -> FsResult<u64> {
         let directory = self.directory(id)?;
         // Whoever begins again must see what was added since (rewinddir(3)), so no listing goes on at 0.
@@ -133,6 +147,8 @@ impl Fs {
         };
         let mut conflicts = conflicts;
         let mut at_end = true;
+        // Where the reader goes on, who knows nothing of what is left out behind that.
+        let mut last = position;
         let mut unopened = 0;
         while let Some(raw) = stream.next_entry()? {
             at_end = false;
@@ -145,16 +161,23 @@ impl Fs {
                 unopened += u64::from(is_entry);
                 continue;
             };
-            if !take(&directory, listed, &disk)? {
-                // It comes first next time.
-                stream.step_back();
-                break;
+            let next = listed.next;
+            match offer(&directory, listed, &disk)? {
+                Offered::Taken => last = next,
+                Offered::LeftOut => {}
+                Offered::Full => {
+                    // It comes first next time.
+                    stream.step_back();
+                    break;
+                }
             }
         }
         if !at_end {
-            // A reader that saw everything asks once more, gets nothing, and then it is closed.
-            let key = (id, stream.position());
-            self.listings.lock().put(key, Listing { stream, conflicts });
+            // A reader that saw everything asks once more, gets nothing, and then it is closed. To go on elsewhere in a directory that was opened anew is not
+            // the same on every filesystem: in many of FUSE a position is a number of entries, counted when the directory was opened.
+            if last != 0 {
+                self.listings.lock().put((id, last), Listing { stream, conflicts });
+            }
         } else if let Some(conflicts) = conflicts {
             // What was seen in passing need not be looked for.
             directory.state().conflicts.lock().get_or_insert(Arc::new(conflicts));

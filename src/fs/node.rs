@@ -448,7 +448,13 @@ impl NodeTable {
                     && let Some(mut current) = known.link.try_lock()
                     && !current.as_ref().is_some_and(|at| at.is(parent, name))
                 {
-                    *current = Some(link());
+                    let before = current
+                        .take()
+                        .filter(|_| stat.st_nlink > 1 && kind != FileType::Directory);
+                    *current = Some(Link {
+                        other: before.and_then(Link::into_other),
+                        ..link()
+                    });
                 }
                 entry.get().clone()
             }

@@ -397,6 +397,13 @@ pub fn unmount_one(id: &MountId, path: &Path, lazy: bool) -> Result<(), MountErr
     unmount(&at, lazy)
 }
 
+/// Returns another place where a mount is, such as one that it was bound to.
+pub fn another_place(id: &MountId) -> Option<PathBuf> {
+    let table = fs::read(MOUNT_TABLE).ok()?;
+    let line = lines(&table).find(|line| id.is(line))?;
+    Some(OsString::from_vec(line.mountpoint).into())
+}
+
 /// Finds where something is mounted, with nothing mounted over it; at this path, if it is mounted more than once.
 fn find_place(table: &[u8], id: &MountId, path: &Path) -> Result<PathBuf, i32> {
     let path = path.as_os_str().as_bytes();

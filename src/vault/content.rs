@@ -1218,14 +1218,18 @@ impl<S: Storage> Content<S> {
         f(&self.storage)
     }
 
-    /// Changes where a sealed file may be found, durably.
+    /// Changes where a sealed file may be found, and has `last` make it durable, or so that it is before a name is changed.
     ///
     /// An open file is placed when it is sealed: that it is open is durable then.
     ///
     /// # Errors
     ///
     /// What the storage gives.
-    pub fn set_places(&self, places: impl FnOnce(&SealKey, Places) -> Places) -> Result<(), ContentError> {
+    pub fn set_places(
+        &self,
+        last: impl FnOnce(&S) -> io::Result<()>,
+        places: impl FnOnce(&SealKey, Places) -> Places,
+    ) -> Result<(), ContentError> {
         let mut state = self.state.write();
         if state.preamble.state != State::Sealed {
             // The seal that it had may still be on disk, with the places of that time.
@@ -1233,17 +1237,18 @@ impl<S: Storage> Content<S> {
         }
         let places = places(&self.seal_key, state.preamble.places);
         self.store_places(&mut state, places)?;
-        Ok(self.storage.sync_data()?)
+        Ok(last(&self.storage)?)
     }
 
-    /// Lets the file be found under several names from now on, in each directory that has a header of it.
+    /// Lets the file be found under several names from now on, in each directory that has a header of it; `last` is as in
+    /// [`set_places`](Self::set_places).
     ///
     /// # Errors
     ///
     /// What the storage gives.
-    pub fn admit_several_names(&self) -> Result<(), ContentError> {
+    pub fn admit_several_names(&self, last: impl FnOnce(&S) -> io::Result<()>) -> Result<(), ContentError> {
         self.state.write().several_names = true;
-        self.set_places(|_, _| Places::default())
+        self.set_places(last, |_, _| Places::default())
     }
 
     /// Tells whether the file may have several names; that it has them does not say so.

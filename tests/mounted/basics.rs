@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::{
-    mount::{MountFlags, UnmountFlags, mount, unmount},
+    mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount},
     process::{Pid, Signal, kill_process},
 };
 
@@ -257,6 +257,32 @@ fn who_has_unmounted_finds_the_process_ended_whatever_the_mount_is_called() {
         assert!(bench.run_unmount().status.success());
         bench.has_ended();
     }
+}
+
+#[test]
+fn who_unmounts_does_not_wait_for_another_place_of_the_mount() {
+    if !can_mount() {
+        return;
+    }
+    if !is_root() {
+        eprintln!("SKIPPED: only root can bind a mount to another place");
+        return;
+    }
+    let mut bench = Bench::mounted();
+    fs::write(bench.mnt().join("file"), b"content").unwrap();
+    let place = bench.plain().join("place");
+    fs::create_dir(&place).unwrap();
+    mount_bind(bench.mnt(), &place).unwrap();
+    let output = bench.run_unmount();
+    assert!(output.status.success());
+    let said = format!(
+        "hushfs: it goes on at {}, where it is mounted as well\n",
+        place.display()
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stderr), said);
+    assert_eq!(fs::read(place.join("file")).unwrap(), b"content");
+    unmount(&place, UnmountFlags::empty()).unwrap();
+    bench.wait_for_end();
 }
 
 #[test]

@@ -609,6 +609,57 @@ fn what_was_removed_stays_usable_while_it_is_open() {
 }
 
 #[test]
+fn a_fifo_that_is_open_outlives_one_of_its_names() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::mounted();
+    let path = |name: &str| bench.mnt().join(name);
+    rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RWXU).unwrap();
+    for other in ["removed", "replaced"] {
+        fs::hard_link(path("fifo"), path(other)).unwrap();
+        let fifo = read_write(&path("fifo"));
+        if other == "removed" {
+            fs::remove_file(path(other)).unwrap();
+        } else {
+            fs::write(path("file"), "").unwrap();
+            fs::rename(path("file"), path(other)).unwrap();
+        }
+        fifo.set_permissions(PermissionsExt::from_mode(0o640)).unwrap();
+        let metadata = fifo.metadata().unwrap();
+        assert_eq!((metadata.nlink(), metadata.mode() & 0o777), (1, 0o640));
+    }
+}
+
+/// Without its writeback cache the kernel goes by the sizes and times that it is told.
+#[test]
+fn a_shared_mount_tells_of_what_its_journal_holds() {
+    if !can_mount() {
+        return;
+    }
+    let mut bench = Bench::new();
+    bench.mount(&["--shared", "--journal=always"]);
+    let path = bench.mnt().join("log");
+    fs::write(&path, [0; 30_000]).unwrap();
+    let log = OpenOptions::new().write(true).open(&path).unwrap();
+    log.sync_all().unwrap();
+    // After a cut all goes by way of the journal, where what is written next waits for a second.
+    log.set_len(6).unwrap();
+    thread::sleep(Duration::from_millis(1200));
+    let before = log.metadata().unwrap().modified().unwrap();
+    log.write_all_at(&[b'x'; 9_000], 6).unwrap();
+    drop(log);
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!(after.len(), 9_006);
+    assert!(after.modified().unwrap() > before);
+    let mut log = OpenOptions::new().append(true).open(&path).unwrap();
+    log.write_all(b"end\n").unwrap();
+    drop(log);
+    let whole = fs::read(&path).unwrap();
+    assert_eq!((whole.len(), &whole[9_006..]), (9_010, &b"end\n"[..]));
+}
+
+#[test]
 fn removing_a_file_just_written_leaves_no_error_for_syncfs() {
     if !can_mount() {
         return;

@@ -128,7 +128,7 @@ impl Mender<'_> {
         }
         let in_vault = |error| Why::from(VaultError::from(error));
         content
-            .set_places(|key, places| match places.current {
+            .set_places(Storage::sync_data, |key, places| match places.current {
                 None => places,
                 Some(_) => Places {
                     current: Some(key.place(from.keys.id, name)),

@@ -468,7 +468,7 @@ fn a_sealed_file_is_refused_at_every_place_but_its_own() {
     content.check_place(place(b"one")).unwrap();
     let other = content.check_place(place(b"other"));
     assert!(matches!(other, Err(ContentError::Misplaced)), "{other:?}");
-    content.admit_several_names().unwrap();
+    content.admit_several_names(Storage::sync_data).unwrap();
     content.check_place(place(b"other")).unwrap();
     content.write(PlainOffset(0), b"more").unwrap();
     content.check_place(place(b"other")).unwrap();

@@ -802,6 +802,11 @@ impl<S: Storage> Storage for Journaled<S> {
         }
         self.sync_with(|changed| if changed { self.held.storage.sync_data() } else { Ok(()) })
     }
+
+    fn write_back(&self) -> io::Result<()> {
+        self.commit_held()?;
+        self.sync_in_place(|| self.held.storage.write_back())
+    }
 }
 
 #[cfg(test)]
