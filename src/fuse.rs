@@ -134,6 +134,8 @@ pub enum MountError {
     Refused(io::Error),
     /// The connection to the kernel failed.
     Session(io::Error),
+    /// It has ended, and not everything that was changed could be made durable.
+    NotDurable,
     /// Requests cannot come over io_uring.
     NoUring(io::Error),
 }
@@ -164,6 +166,9 @@ impl fmt::Display for MountError {
             MountError::UnknownOption(option) => write!(f, "unknown mount option {option:?}"),
             MountError::Refused(error) => write!(f, "the kernel refused the mount: {error}"),
             MountError::Session(error) => write!(f, "the connection to the kernel failed: {error}"),
+            MountError::NotDurable => {
+                f.write_str("not everything that was changed could be made durable: the log says what")
+            }
             MountError::NoUring(error) => write!(
                 f,
                 "no FUSE over io_uring: {error}: it needs Linux 6.14 and `echo Y > /sys/module/fuse/parameters/enable_uring`"
@@ -180,7 +185,10 @@ impl std::error::Error for MountError {
             | MountError::Refused(error)
             | MountError::Session(error)
             | MountError::NoUring(error) => Some(error),
-            MountError::NoFusermount | MountError::Fusermount(_) | MountError::UnknownOption(_) => None,
+            MountError::NoFusermount
+            | MountError::Fusermount(_)
+            | MountError::UnknownOption(_)
+            | MountError::NotDurable => None,
         }
     }
 }
@@ -327,11 +335,9 @@ where
             log::error!("a background thread failed");
         }
     }
-    if !fs.options().read_only {
-        fs.seal_all();
-    }
+    let is_durable = fs.options().read_only || fs.seal_all();
     fs.finish_record();
-    served
+    served.and_then(|()| is_durable.then_some(()).ok_or(MountError::NotDurable))
 }
 
 /// Ends a mount that cannot be served, unless it was ended; returns why.

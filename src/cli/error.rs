@@ -57,6 +57,8 @@ pub enum CliError {
     Change(ChangeError),
     /// The mount failed.
     Mount(MountError),
+    /// Files may not grow as large as they are wanted.
+    FileSizeLimit { bytes: u64 },
     /// The mount is in use.
     Busy { mountpoint: PathBuf },
     /// No vault is mounted there.
@@ -67,6 +69,8 @@ pub enum CliError {
     OutputInVault { path: PathBuf },
     /// The vault stays locked although the mount is gone.
     StillWriting { vault: PathBuf },
+    /// What was unmounted lies where something cannot be written any more.
+    NotDurable { vault: PathBuf, source: io::Error },
     /// Something in the vault cannot be read.
     View { path: String, error: FsError },
     /// Something in the vault cannot be used, found without a view.
@@ -375,8 +379,10 @@ impl CliError {
             CliError::Child(code) | CliError::Checked(code) => *code,
             CliError::LeftOut { key, .. } => key.unwrap_or(FAILED),
             CliError::Create(_)
+            | CliError::FileSizeLimit { .. }
             | CliError::Busy { .. }
             | CliError::StillWriting { .. }
+            | CliError::NotDurable { .. }
             | CliError::View { .. }
             | CliError::File { .. }
             | CliError::Exists { .. }
@@ -660,7 +666,7 @@ fn mount_code(error: &MountError) -> u8 {
         MountError::NoFuseDevice(_) | MountError::NoFusermount | MountError::NoUring(_) => NO_FUSE,
         MountError::UnknownOption(_) => USAGE,
         MountError::Refused(error) if error.kind() == io::ErrorKind::PermissionDenied => NO_FUSE,
-        MountError::Fusermount(_) | MountError::Refused(_) | MountError::Session(_) => FAILED,
+        MountError::Fusermount(_) | MountError::Refused(_) | MountError::Session(_) | MountError::NotDurable => FAILED,
     }
 }
 
@@ -698,6 +704,16 @@ impl fmt::Display for CliError {
             CliError::StillWriting { vault } => write!(
                 f,
                 "{}: unmounted, but still locked: wait until its process has ended",
+                vault.display()
+            ),
+            CliError::FileSizeLimit { bytes } => write!(
+                f,
+                "files may not be larger than {bytes} bytes here (RLIMIT_FSIZE, `ulimit -Hf`), and what is written across that would be lost: lift the \
+                 limit, or mount with --ro"
+            ),
+            CliError::NotDurable { vault, source } => write!(
+                f,
+                "{}: unmounted, but what was changed last may not be on disk: {source}: the mount's log says more",
                 vault.display()
             ),
             CliError::View { path, error } => write!(f, "{path}: {error}"),

@@ -84,6 +84,10 @@ fn open_log(path: &Path, vault: &Path) -> CliResult<File> {
 fn serve(args: &MountArgs, kernel_options: Vec<String>, ready: impl FnOnce()) -> CliResult {
     let cached_descriptors = process::raise_descriptor_limit();
     process::raise_locked_limit();
+    // A block that the limit lies in would be half written, and what it was is lost then.
+    if let Some(bytes) = process::raise_size_limit().filter(|_| !args.ro) {
+        return Err(CliError::FileSizeLimit { bytes });
+    }
     let lock = if args.ro { Lock::Shared } else { Lock::Exclusive };
     if args.audit.is_some() && args.unlock.agent.is_some() {
         return Err(CliError::FileAuditByAgent);
@@ -244,6 +248,8 @@ pub fn unmount(args: &UnmountArgs) -> CliResult {
     // A process that stands still would not answer, and is not waited for either.
     let server = if args.lazy { None } else { Server::of(&mountpoint) };
     let id = MountId::at(&mountpoint, mounted.fsname.as_os_str()).ok();
+    // What could not be written is told to who had it open at that time. The name is the vault's path unless the user chose another.
+    let vault = (mounted.fsname.is_absolute() && !mounted.read_only).then(|| Dir::open(&mounted.fsname));
     fuse::unmount(&mountpoint, args.lazy).map_err(|error| match error {
         MountError::MountpointUnusable { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
             CliError::Busy {
@@ -260,7 +266,15 @@ pub fn unmount(args: &UnmountArgs) -> CliResult {
         return Ok(());
     }
     if let Some(server) = server {
-        return server.wait(&mounted.fsname);
+        server.wait(&mounted.fsname)?;
+        return match vault.map_or(Ok(()), |vault| vault?.sync_filesystem()) {
+            // It is another user's, or in another namespace.
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => Ok(()),
+            synced => synced.map_err(|source| CliError::NotDurable {
+                vault: mounted.fsname,
+                source,
+            }),
+        };
     }
     if args.lazy || mounted.read_only {
         return Ok(());

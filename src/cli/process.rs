@@ -70,6 +70,23 @@ pub fn raise_descriptor_limit() -> usize {
     cached as usize
 }
 
+/// Raises the limit on the size of files as far as it goes; returns it, in bytes, where there is still one.
+pub fn raise_size_limit() -> Option<u64> {
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    if setrlimit(Resource::Fsize, unlimited).is_err() {
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        let raised = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        let _ = setrlimit(Resource::Fsize, raised);
+    }
+    getrlimit(Resource::Fsize).current
+}
+
 /// Raises the limit on locked memory, for keys, as far as it goes: who gives up privileges is held to it.
 pub fn raise_locked_limit() {
     let limit = getrlimit(Resource::Memlock);

@@ -18,7 +18,10 @@ use super::{
     say, text,
     view::{CHUNK, LeftOut, Place, View},
 };
-use crate::fs::{Caller, FsError, FsResult, NameIn, SetAttr, SetTime, Time};
+use crate::{
+    fs::{Caller, FsError, FsResult, NameIn, SetAttr, SetTime, Time},
+    fuse::MountError,
+};
 
 /// What a copy is called until it is whole.
 const UNFINISHED: &[u8] = b".hushfs-rekey";
@@ -45,7 +48,7 @@ pub fn rekey(args: &RekeyArgs) -> CliResult {
     for path in &args.paths {
         run.path(path)?;
     }
-    view.fs.seal_all();
+    let is_durable = view.fs.seal_all();
     let Run {
         done,
         left_out,
@@ -65,6 +68,9 @@ pub fn rekey(args: &RekeyArgs) -> CliResult {
         "{} encrypted again under new keys{times}",
         text::count(done, "file")
     ));
+    if !is_durable {
+        return Err(MountError::NotDurable.into());
+    }
     left_out.result("encrypted again")
 }
 

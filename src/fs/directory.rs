@@ -622,7 +622,12 @@ impl Fs {
         let removed = self.remove_entry(&mut going, || directory.dir.rmdir(&disk));
         match removed {
             Err(FsError::Io(error)) if is_not_empty(&error) => {
-                clear_empty_directory(&directory.dir.open_dir(&disk)?)?;
+                let dir = directory.dir.open_dir(&disk)?;
+                match clear_empty_directory(&dir) {
+                    // Some filesystems show files that were removed, under other names, until they are closed: NFS, and many of FUSE.
+                    Err(FsError::NotEmpty) if self.free_room() => clear_empty_directory(&dir)?,
+                    cleared => cleared?,
+                }
                 self.remove_entry(&mut going, || directory.dir.rmdir(&disk))?;
             }
             result => result?,

@@ -233,16 +233,16 @@ impl Fs {
         }
     }
 
-    /// Seals all files that were changed; for the end of a mount, when nothing changes them any more.
-    pub fn seal_all(&self) {
+    /// Seals all files that were changed; for the end of a mount, when nothing changes them any more. Tells whether all that was changed is durable: what is
+    /// not was logged.
+    pub fn seal_all(&self) -> bool {
         self.remove_late();
         self.drop_unused_headers(true);
         self.give_up_unused_headers();
         self.seal_queue.unpark();
-        // A second round for those that a recovery changed in the first. What failed was logged.
-        for _ in 0..2 {
-            let _ = self.seal_due(true);
-        }
+        // A second round for those that a recovery changed in the first, and once more for what failed, which was logged.
+        let _ = self.seal_due(true);
+        let mut is_durable = self.seal_due(true).is_ok();
         let left = self.seal_queue.unpark();
         if left > 0 {
             log::warn!(
@@ -253,11 +253,14 @@ impl Fs {
             && let Err(error) = journal.finish()
         {
             log::error!("the journal stays for the next mount: {error}");
+            is_durable = false;
         }
         // Names, times and modes, which nothing else has synced.
         if let Err(error) = self.root_dir.sync_filesystem() {
             log::error!("what was changed last may not be on disk: {error}");
+            is_durable = false;
         }
+        is_durable
     }
 
     /// Has files sealed whose keys may be used again.

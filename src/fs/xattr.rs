@@ -133,6 +133,9 @@ impl Fs {
         if name.len() > XATTR_NAME_MAX {
             return Err(FsError::Io(io::Error::from_raw_os_error(libc::ERANGE)));
         }
+        if NAMESPACES.contains(&name) {
+            return Err(FsError::Invalid);
+        }
         let is_list = is_acl(name) && self.options.acl;
         let is_known = is_list || NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
         if !is_known || name == SELINUX {

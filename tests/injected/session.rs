@@ -43,6 +43,7 @@ fn every_call_of_sealing_at_the_end_fails() {
         return;
     }
     let (part, whole) = changed();
+    let mut failed = 0;
     for fault in faults() {
         for n in (1..).step_by(step()) {
             let mut bench = bench_with_files();
@@ -52,8 +53,14 @@ fn every_call_of_sealing_at_the_end_fails() {
             fs::write(mnt.join("new"), &part).unwrap();
             fs::File::open(mnt.join("new")).unwrap().sync_all().unwrap();
             injector.arm(fault, n);
-            bench.unmount();
+            let code = bench.unmount_for_code();
             let outcome = injector.disarm();
+            // It tells whether all is durable.
+            assert!(
+                code == Some(0) || (code == Some(1) && !outcome.hits.is_empty()),
+                "{code:?}"
+            );
+            failed += u32::from(code == Some(1));
             let when = format!("{fault:?}, call {n}: {:?}", outcome.hits);
             bench.assert_whole(&when);
             bench.mount(&[]);
@@ -66,6 +73,7 @@ fn every_call_of_sealing_at_the_end_fails() {
             }
         }
     }
+    assert!(failed > 0);
 }
 
 #[test]

@@ -364,6 +364,8 @@ fn extended_attributes_are_kept_and_hidden() {
     for name in ["user.colour", &long] {
         rustix::fs::setxattr(&path, name, b"red", rustix::fs::XattrFlags::empty()).unwrap();
     }
+    let nameless = rustix::fs::setxattr(&path, "user.", b"red", rustix::fs::XattrFlags::empty());
+    assert_eq!(nameless, Err(rustix::io::Errno::INVAL));
     bench.remount();
     let mut value = [0; 10];
     for name in ["user.colour", &long] {

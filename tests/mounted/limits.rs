@@ -12,6 +12,7 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use rustix::{
     thread::{CapabilitySet, remove_capability_from_bounding_set},
 };
 
-use crate::support::{Bench, can_mount, is_root};
+use crate::support::{Bench, can_mount, is_root, which};
 
 #[test]
 fn a_directory_of_many_entries_lists_each_once() {
@@ -160,6 +161,37 @@ fn paths_as_long_as_the_kernel_takes_them() {
     bench.remount();
     assert_eq!(fs::read_to_string(&path).unwrap(), "deep");
     fs::remove_dir_all(bench.mnt().join("d")).unwrap();
+}
+
+/// A block that such a limit lies in would be half written.
+#[test]
+fn a_limit_on_the_size_of_files_is_lifted_or_nothing_is_mounted() {
+    if !can_mount() {
+        return;
+    }
+    if !is_root() || which("setpriv").is_none() {
+        eprintln!("SKIPPED: a limit is lifted by root, and setpriv takes that right away");
+        return;
+    }
+    let bench = Bench::new();
+    let mount = |wrapper: &str| {
+        let script = format!("ulimit -f 100; exec {wrapper} \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_hushfs"), "mount", "--passfile"]);
+        command.args([bench.passfile(), bench.vault(), bench.mnt()]);
+        command.output().unwrap()
+    };
+    let refused = mount("setpriv --bounding-set=-sys_resource");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("files may not be larger than"), "{said}");
+    let mounted = mount("");
+    assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    let file = fs::File::create(bench.mnt().join("file")).unwrap();
+    file.write_all_at(&[1; 300_000], 0).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    assert!(bench.run_unmount().status.success());
 }
 
 /// Who looks at every block of a hole is busy for an hour.

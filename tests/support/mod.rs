@@ -219,6 +219,11 @@ impl Bench {
 
     /// Unmounts, and waits until the daemon has ended well.
     pub fn unmount(&mut self) {
+        assert_eq!(self.unmount_for_code(), Some(0), "the daemon failed: {}", self.log());
+    }
+
+    /// Unmounts, and returns what the daemon ends with.
+    pub fn unmount_for_code(&mut self) -> Option<i32> {
         let mut child = self.child.take().expect("mounted");
         let output = self.run_unmount();
         assert!(
@@ -226,7 +231,7 @@ impl Bench {
             "unmount: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        assert!(child.wait().unwrap().success(), "the daemon failed: {}", self.log());
+        child.wait().unwrap().code()
     }
 
     /// Waits until the daemon has ended well, after something else has unmounted.
