@@ -177,6 +177,8 @@ pub enum CliError {
     RecoveryKey(RecoveryKeyError),
     /// A new passphrase looks like a recovery key.
     PassphraseLikeRecoveryKey,
+    /// A new passphrase has bytes that no keyboard gives.
+    PassphraseNotTyped,
     /// What is new was not typed the same twice.
     TypedDifferently,
     /// There is nobody to ask for something, which these options would give.
@@ -342,6 +344,7 @@ impl CliError {
             | CliError::UnknownOption(_)
             | CliError::OptionValue { .. }
             | CliError::PassphraseLikeRecoveryKey
+            | CliError::PassphraseNotTyped
             | CliError::OptionTwice(_)
             | CliError::Together(_)
             | CliError::NoCommand
@@ -823,6 +826,9 @@ impl fmt::Display for CliError {
                 f.write_str("a passphrase cannot look like a recovery key: choose another")
             }
             CliError::TypedDifferently => f.write_str("the second time it was typed differently: nothing was changed, try again"),
+            CliError::PassphraseNotTyped => f.write_str(
+                "a passphrase cannot have control characters or start with a byte order mark, for nobody could type it: choose another, or use a key file, which may have any bytes",
+            ),
             CliError::NoTerminal { what, options } => {
                 write!(f, "no {what}: standard input is not a terminal to ask on: use {options}")
             }
