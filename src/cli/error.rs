@@ -487,7 +487,7 @@ fn sealed_code(error: &SealedError) -> u8 {
 
 fn way_code(error: &WayError) -> u8 {
     match error {
-        WayError::Damaged { .. } => DAMAGE,
+        WayError::Damaged { .. } | WayError::Costly { .. } => DAMAGE,
         WayError::Unlock(UnlockError::Tpm { error, .. }) => tpm_code(*error),
         WayError::Unlock(UnlockError::Remote { error, .. }) | WayError::Remote { error, .. } => provider_code(*error),
         WayError::Key(error) => key_code(error),
