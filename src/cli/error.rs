@@ -521,6 +521,7 @@ fn provider_code(error: ProviderError) -> u8 {
         | ProviderError::Disabled
         | ProviderError::PendingDeletion
         | ProviderError::AccessDenied
+        | ProviderError::Unauthorized
         | ProviderError::Unsupported => KEY_REFUSED,
         ProviderError::Rejected | ProviderError::IncorrectKey | ProviderError::Commitment => DAMAGE,
         ProviderError::Limit => FAILED,
@@ -825,10 +826,10 @@ impl fmt::Display for CliError {
             CliError::PassphraseLikeRecoveryKey => {
                 f.write_str("a passphrase cannot look like a recovery key: choose another")
             }
-            CliError::TypedDifferently => f.write_str("the second time it was typed differently: nothing was changed, try again"),
             CliError::PassphraseNotTyped => f.write_str(
                 "a passphrase cannot have control characters or start with a byte order mark, for nobody could type it: choose another, or use a key file, which may have any bytes",
             ),
+            CliError::TypedDifferently => f.write_str("the second time it was typed differently: nothing was changed, try again"),
             CliError::NoTerminal { what, options } => {
                 write!(f, "no {what}: standard input is not a terminal to ask on: use {options}")
             }
