@@ -9,6 +9,7 @@ mod peer;
 mod rate;
 mod service;
 mod socket;
+mod under_way;
 
 use std::{
     collections::BTreeMap,
@@ -286,9 +287,18 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::{
-        keystore::{AgentClient, KeyFile, KeystoreError, LocalKeystore, NewSecret, custodian::check_custodian},
+        crypto::locked::LockedKey,
+        format::keystore::RemoteKeyName,
+        keystore::{
+            AgentClient, Context, KeyError, KeyFile, KeystoreError, LocalKeystore, NewKey, NewSecret, Provider,
+            Providers,
+            custodian::check_custodian,
+            provider::{ProviderError, RemoteKeyState},
+        },
         vault::home::KeystoreHome,
     };
 
@@ -356,6 +366,78 @@ mod tests {
             .collect();
         assert!(server.place(users as u32).is_none());
         drop(all);
+    }
+
+    /// Tells of each call, and answers none before the other end of a channel is gone.
+    #[derive(Debug)]
+    struct Hanging {
+        called: mpsc::Sender<()>,
+        released: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Provider for Hanging {
+        fn name(&self) -> &'static str {
+            "a token that hangs"
+        }
+
+        fn generate(&self, _: &RemoteKeyName, _: &Context) -> Result<(LockedKey, Vec<u8>), ProviderError> {
+            self.called.send(()).unwrap();
+            let _ = self.released.lock().recv();
+            Err(ProviderError::NotFound)
+        }
+
+        fn unwrap(&self, _: &RemoteKeyName, _: &Context, _: &[u8]) -> Result<LockedKey, ProviderError> {
+            Err(ProviderError::NotFound)
+        }
+
+        fn describe(&self, _: &RemoteKeyName) -> Result<RemoteKeyState, ProviderError> {
+            Ok(RemoteKeyState::Enabled)
+        }
+    }
+
+    #[test]
+    fn a_token_that_hangs_leaves_its_user_the_other_keys() {
+        let temp = tempfile::tempdir().unwrap();
+        let secret = KeyFile::new(vec![1; 32].into()).unwrap();
+        let mut keystore = LocalKeystore::create("main", &NewSecret::KeyFile(&secret), 1).unwrap();
+        let (called, calls) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let released = Mutex::new(released);
+        keystore.set_providers(Providers {
+            aws_kms: Some(Arc::new(Hanging { called, released })),
+            pkcs11: None,
+        });
+        let arn = "arn:aws:kms:eu-central-1:111122223333:key/1".to_owned();
+        let new = NewKey {
+            remote: Some(RemoteKeyName::AwsKms { arn }),
+            ..NewKey::default()
+        };
+        let (hangs, here) = (
+            keystore.create_key(&new, 1).unwrap().0,
+            keystore.key_of_alias("alias/hushfs/default").unwrap().0,
+        );
+        let open = KeystoreHome::create(&temp.path().join("keys"), keystore, 1).unwrap();
+        let service = Service::new(open);
+        let peer = Peer::of(&UnixStream::pair().unwrap().0).unwrap();
+        let generate = |key| {
+            let context = Context::default();
+            service.reply(&peer, Request::Generate { key, context }, 1)
+        };
+        thread::scope(|scope| {
+            for _ in 0..32 {
+                scope.spawn(|| generate(hangs));
+                calls.recv().unwrap();
+            }
+            let refused = generate(hangs).unwrap_err();
+            let error = KeyError::Unavailable {
+                key: hangs,
+                provider: "a token that hangs",
+            };
+            assert_eq!(refused, Refusal::Keystore(KeystoreError::Key(error)));
+            assert!(generate(here).is_ok());
+            drop(release);
+        });
+        assert!(calls.try_recv().is_err(), "it was not asked once more");
     }
 
     #[test]

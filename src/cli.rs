@@ -19,6 +19,7 @@ mod options;
 mod outside;
 mod process;
 mod progress;
+mod prompt;
 mod record;
 mod rekey;
 mod sealed;

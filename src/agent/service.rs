@@ -1,8 +1,13 @@
 //! What the agent does with a request: who asks, the policy of the key, its state, then the custodian.
 
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 
-use super::peer::Peer;
+use super::{
+    peer::Peer,
+    under_way::{CallPlace, UnderWay},
+};
 use crate::{
     ids::{Epoch, NamesMark, VaultId},
     keystore::{
@@ -23,6 +28,8 @@ pub struct Service {
     uid: u32,
     started: u64,
     counts: Mutex<Counts>,
+    /// Calls that wait for keys elsewhere.
+    under_way: Arc<UnderWay>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -40,6 +47,7 @@ impl Service {
             uid,
             started: super::now(),
             counts: Mutex::default(),
+            under_way: Arc::default(),
         }
     }
 
@@ -76,16 +84,17 @@ impl Service {
             Request::Status => Done::Status(self.status()?),
             Request::Wrap { key, context, secret } => {
                 let key = KeyHandle(key);
-                Done::Wrapped(self.use_keys(principal, |keystore| keystore.wrap(&key, &context, &secret.0))?)
+                Done::Wrapped(self.use_keys(principal, &[key], |keystore| keystore.wrap(&key, &context, &secret.0))?)
             }
             Request::Unwrap { key, context, wrapped } => {
                 let key = KeyHandle(key);
-                let secret = self.use_keys(principal, |keystore| keystore.unwrap(&key, &context, &wrapped))?;
+                let secret = self.use_keys(principal, &[key], |keystore| keystore.unwrap(&key, &context, &wrapped))?;
                 Done::Unwrapped(Secret(secret))
             }
             Request::Generate { key, context } => {
                 let key = KeyHandle(key);
-                let (secret, wrapped) = self.use_keys(principal, |keystore| keystore.generate(&key, &context))?;
+                let (secret, wrapped) =
+                    self.use_keys(principal, &[key], |keystore| keystore.generate(&key, &context))?;
                 Done::Generated(Secret(secret), wrapped)
             }
             Request::Rewrap {
@@ -96,7 +105,7 @@ impl Service {
                 to_context,
             } => {
                 let (from, to) = (KeyHandle(from), KeyHandle(to));
-                Done::Wrapped(self.use_keys(principal, |keystore| {
+                Done::Wrapped(self.use_keys(principal, &[from, to], |keystore| {
                     keystore.rewrap(&from, &context, &wrapped, &to, &to_context)
                 })?)
             }
@@ -138,15 +147,33 @@ impl Service {
     fn use_keys<T>(
         &self,
         principal: &Principal,
+        keys: &[KeyHandle],
         act: impl FnOnce(&Recorded<'_>) -> Result<T, KeyError>,
     ) -> Result<T, Refusal> {
         let keystore = self.asked_by(principal)?;
+        let _place = self.place(principal, &keystore, keys).map_err(of_key)?;
         let custodian = Recorded::new(&keystore);
         let result = act(&custodian).map_err(ChangeError::from);
         let calls = custodian.into_calls();
         let mut keystore = self.keystore.lock();
         let recorded = keystore.on_behalf_of(principal, |keystore| keystore.recorded(result, &calls));
         recorded.map_err(refusal)
+    }
+
+    /// Takes a place for a call that needs keys, as far as they are elsewhere.
+    fn place(
+        &self,
+        principal: &Principal,
+        keystore: &LocalKeystore,
+        keys: &[KeyHandle],
+    ) -> Result<CallPlace, KeyError> {
+        let elsewhere = |handle: &&KeyHandle| keystore.provider_name(handle).is_some();
+        let keys = keys.iter().filter(elsewhere).map(|handle| handle.0).collect();
+        self.under_way.take(principal.uid, keys).map_err(|key| {
+            log::warn!("uid {}: has too many calls of key {key} under way", principal.uid);
+            let provider = keystore.provider_name(&KeyHandle(key)).unwrap_or_default();
+            KeyError::Unavailable { key, provider }
+        })
     }
 
     fn status(&self) -> Result<AgentStatus, Refusal> {
@@ -193,8 +220,9 @@ impl Service {
     ) -> Result<bool, Refusal> {
         let context = wrap.context(vault, epoch).map_err(of_key)?;
         // Only to see that it opens; what it is, nobody learns here.
-        drop(self.use_keys(principal, |keystore| {
-            keystore.unwrap(&KeyHandle(wrap.key), &context, &wrap.wrapped)
+        let key = KeyHandle(wrap.key);
+        drop(self.use_keys(principal, &[key], |keystore| {
+            keystore.unwrap(&key, &context, &wrap.wrapped)
         })?);
         let (mut raised, mut is_first) = (false, false);
         let counted = vault_use.files.is_some();

@@ -13,6 +13,9 @@ use super::{
     error::{CliError, FAILED},
 };
 
+/// The signals of the terminal's keys that end a process.
+const KEYS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGQUIT];
+
 /// The way on, after [`fork`].
 pub enum Side {
     /// The process that was called: the other is ready, or has ended with this error.
@@ -46,6 +49,7 @@ pub fn fork(log: Option<File>) -> CliResult<Side> {
         }
         child => {
             drop(writer);
+            leave_keys_to_child();
             let mut byte = [0];
             let is_ready = reader.read_exact(&mut byte).is_ok();
             Ok(Side::Called(if is_ready {
@@ -57,11 +61,33 @@ pub fn fork(log: Option<File>) -> CliResult<Side> {
     }
 }
 
+/// Has the terminal's keys end the child only, which has a prompt to end: who has called may go on at the terminal when this process has ended.
+fn leave_keys_to_child() {
+    for signal in KEYS {
+        // SAFETY: nothing runs when the signal comes.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Ends this process as its child was ended, where that was by a key of the terminal.
+fn end_as(signal: libc::c_int) {
+    if KEYS.contains(&signal) {
+        // SAFETY: the default is to end.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
+}
+
 /// Returns the exit code of a child that has closed its end without a word.
 fn exit_code(child: libc::pid_t) -> u8 {
     let pid = rustix::process::Pid::from_raw(child);
     let status = waitpid(pid, WaitOptions::empty()).ok().flatten();
     let code = status.and_then(|(_, status)| status.exit_status());
+    if let Some(signal) = status.and_then(|(_, status)| status.terminating_signal()) {
+        end_as(signal);
+    }
     // Ended by a signal, or with success before it was ready: neither is what was asked for.
     code.and_then(|code| u8::try_from(code).ok())
         .filter(|&code| code != 0)

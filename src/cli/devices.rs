@@ -2,6 +2,8 @@
 
 #[cfg(feature = "aws")]
 pub mod kms;
+#[cfg(any(feature = "aws", feature = "pkcs11"))]
+mod patient;
 #[cfg(feature = "pkcs11")]
 pub mod token;
 #[cfg(feature = "tpm2")]

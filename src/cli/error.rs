@@ -181,6 +181,8 @@ pub enum CliError {
     RecoveryKey(RecoveryKeyError),
     /// A new passphrase looks like a recovery key.
     PassphraseLikeRecoveryKey,
+    /// A new passphrase has bytes that no keyboard gives.
+    PassphraseNotTyped,
     /// What is new was not typed the same twice.
     TypedDifferently,
     /// There is nobody to ask for something, which these options would give.
@@ -346,6 +348,7 @@ impl CliError {
             | CliError::UnknownOption(_)
             | CliError::OptionValue { .. }
             | CliError::PassphraseLikeRecoveryKey
+            | CliError::PassphraseNotTyped
             | CliError::OptionTwice(_)
             | CliError::Together(_)
             | CliError::NoCommand
@@ -490,7 +493,7 @@ fn sealed_code(error: &SealedError) -> u8 {
 
 fn way_code(error: &WayError) -> u8 {
     match error {
-        WayError::Damaged { .. } => DAMAGE,
+        WayError::Damaged { .. } | WayError::Costly { .. } => DAMAGE,
         WayError::Unlock(UnlockError::Tpm { error, .. }) => tpm_code(*error),
         WayError::Unlock(UnlockError::Remote { error, .. }) | WayError::Remote { error, .. } => provider_code(*error),
         WayError::Key(error) => key_code(error),
@@ -524,6 +527,7 @@ fn provider_code(error: ProviderError) -> u8 {
         | ProviderError::Disabled
         | ProviderError::PendingDeletion
         | ProviderError::AccessDenied
+        | ProviderError::Unauthorized
         | ProviderError::Unsupported => KEY_REFUSED,
         ProviderError::Rejected | ProviderError::IncorrectKey | ProviderError::Commitment => DAMAGE,
         ProviderError::Limit => FAILED,
@@ -838,6 +842,9 @@ impl fmt::Display for CliError {
             CliError::PassphraseLikeRecoveryKey => {
                 f.write_str("a passphrase cannot look like a recovery key: choose another")
             }
+            CliError::PassphraseNotTyped => f.write_str(
+                "a passphrase cannot have control characters or start with a byte order mark, for nobody could type it: choose another, or use a key file, which may have any bytes",
+            ),
             CliError::TypedDifferently => f.write_str("the second time it was typed differently: nothing was changed, try again"),
             CliError::NoTerminal { what, options } => {
                 write!(f, "no {what}: standard input is not a terminal to ask on: use {options}")

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write,
     fs::File,
-    io::{self, Read},
+    io::{self, IsTerminal, Read},
     path::Path,
 };
 
@@ -126,10 +126,11 @@ pub fn describe(args: &KeyShowArgs) -> CliResult {
         ("holder", holder(&described)),
         ("created", text::time(key.created)),
         ("description", text::printable(key.description.as_bytes())),
-        ("aliases", key.aliases.join(" ")),
+        ("aliases", text::printable(key.aliases.join(" ").as_bytes())),
     ];
     for tag in &key.tags {
-        rows.push(("tag", format!("{}={}", tag.name, tag.value)));
+        let tag = format!("{}={}", tag.name, tag.value);
+        rows.push(("tag", text::printable(tag.as_bytes())));
     }
     if let Some(newest) = &key.newest {
         let versions = text::count(key.versions, "version");
@@ -506,7 +507,7 @@ pub fn list_aliases(args: &StoreListArgs) -> CliResult {
     }
     let mut out = String::new();
     for alias in aliases {
-        let _ = writeln!(out, "{} {}", alias.key, alias.name);
+        let _ = writeln!(out, "{} {}", alias.key, text::printable(alias.name.as_bytes()));
     }
     print(out.as_bytes())
 }
@@ -516,7 +517,11 @@ pub fn show_policy(args: &KeyArgs) -> CliResult {
     let (_, Answer::Policy(policy)) = look(args, |key| Question::Policy { key })? else {
         return unexpected();
     };
-    print(if policy.is_empty() { DEFAULT_POLICY } else { &policy }.as_bytes())
+    let policy = if policy.is_empty() { DEFAULT_POLICY } else { &policy };
+    match io::stdout().is_terminal() {
+        true => print(text::printable_lines(policy).as_bytes()),
+        false => print(policy.as_bytes()),
+    }
 }
 
 /// Sets the policy of a key.
@@ -556,6 +561,7 @@ pub fn line(key: &KeyView) -> String {
         None => text::count(key.versions, "version"),
     };
     let aliases: String = key.aliases.iter().map(|alias| format!(", {alias}")).collect();
+    let aliases = text::printable(aliases.as_bytes());
     format!("{} {}, {what}{aliases}", key.id, state(key))
 }
 

@@ -19,7 +19,7 @@ use super::{
     args::{CustomerArgs, CustomerKeyAddArgs, KdfArgs, NewSecretArgs, PassphraseArgs, SecretArgs, UnlockArgs},
     devices,
     error::CliError,
-    say,
+    prompt, say,
     sealed::output::make_private,
 };
 use crate::{
@@ -42,11 +42,20 @@ const PASSPHRASE_LEN_MAX: usize = 64 * 1024;
 /// What messages call the command that gives a passphrase.
 const EXTPASS: &str = "the command of --extpass";
 
+/// What messages call where is asked.
+const TERMINAL: &str = "the terminal";
+
+/// The most bytes that are read of a command behind its first line, which nobody wants.
+const EXTPASS_REST_MAX: u64 = 1024 * 1024;
+
 /// The systemd credential that is looked for.
 const CREDENTIAL: &str = "hushfs";
 
 /// What a passphrase does not start with, so that a recovery key can be typed wherever a passphrase is asked for.
 const RECOVERY_PREFIX: &[u8] = b"HUSH1-";
+
+/// What some editors put in front of a text, in UTF-8, and nobody sees.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// How long a guess takes unless the user says otherwise.
 pub const KDF_TIME: Duration = Duration::from_secs(1);
@@ -406,12 +415,20 @@ fn hardened(line: Zeroizing<Vec<u8>>, kdf: &KdfArgs) -> CliResult<(Passphrase, H
     if looks_like_recovery_key(&line) {
         return Err(CliError::PassphraseLikeRecoveryKey);
     }
+    if !can_be_typed(&line) {
+        return Err(CliError::PassphraseNotTyped);
+    }
     let passphrase = Passphrase::new(line).map_err(|error| CliError::NewSecretSize { source: None, error })?;
     let memory = kdf.kdf_memory.map_or(MEMORY_KIB_DEFAULT, |bytes| {
         u32::try_from(bytes / 1024).unwrap_or(u32::MAX)
     });
     let hardness = Hardness::calibrated(memory, kdf.kdf_time.unwrap_or(KDF_TIME)).map_err(CliError::Hardness)?;
     Ok((passphrase, hardness))
+}
+
+/// Tells whether a passphrase from a file or a command could be typed where there is neither.
+fn can_be_typed(line: &[u8]) -> bool {
+    !line.starts_with(BYTE_ORDER_MARK) && line.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control())
 }
 
 fn looks_like_recovery_key(line: &[u8]) -> bool {
@@ -480,8 +497,15 @@ fn run_extpass(command: &str) -> CliResult<Zeroizing<Vec<u8>>> {
         .map_err(failed)?;
     let mut output = child.stdout.take().expect("it was piped");
     let line = first_line(EXTPASS, &mut output);
-    // What follows is not wanted, but the command may fail when nobody reads it.
-    let drained = io::copy(&mut output, &mut io::sink());
+    // What follows is not wanted, but the command may fail when nobody reads it. Some write without end.
+    let drained = io::copy(&mut (&mut output).take(EXTPASS_REST_MAX), &mut io::sink());
+    if matches!(drained, Ok(EXTPASS_REST_MAX)) {
+        drop(output);
+        child.kill().and_then(|()| child.wait()).map_err(failed)?;
+        return Err(CliError::LongLine {
+            source: EXTPASS.to_owned(),
+        });
+    }
     let status = child.wait().map_err(failed)?;
     if !status.success() {
         return Err(CliError::ExtPass(status));
@@ -688,12 +712,14 @@ pub fn ask(prompt: &str, of: Typed) -> CliResult<Zeroizing<Vec<u8>>> {
             options: of.options,
         });
     }
-    rpassword::prompt_password(prompt)
-        .map(|typed| Zeroizing::new(typed.into_bytes()))
-        .map_err(|source| CliError::System {
-            what: "the terminal",
-            source,
-        })
+    let typed = prompt::hidden_line(prompt).map_err(|source| CliError::System { what: TERMINAL, source })?;
+    let source = || TERMINAL.to_owned();
+    match typed {
+        None => Err(CliError::NoLine { source: source() }),
+        // It may have been longer.
+        Some(line) if line.len() == prompt::LINE_LEN_MAX => Err(CliError::LongLine { source: source() }),
+        Some(line) => Ok(line),
+    }
 }
 
 /// Asks at the terminal for something new.
@@ -739,6 +765,27 @@ mod tests {
         assert_eq!(*run_extpass("echo one; echo two").unwrap(), b"one");
         assert!(matches!(run_extpass("echo one; exit 3"), Err(CliError::ExtPass(_))));
         assert!(matches!(run_extpass("true"), Err(CliError::NoLine { .. })));
+    }
+
+    #[test]
+    fn a_command_that_writes_without_end_is_ended() {
+        assert!(matches!(run_extpass("yes"), Err(CliError::LongLine { .. })));
+        assert!(matches!(run_extpass("yes; true"), Err(CliError::LongLine { .. })));
+        assert_eq!(*run_extpass("echo one; head -c 100000 /dev/zero").unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_new_passphrase_can_be_typed() {
+        for line in ["correct horse", "a\tb", "\u{e4}\u{1f40e}", ""] {
+            assert!(can_be_typed(line.as_bytes()), "{line:?}");
+        }
+        // As a terminal that does not speak UTF-8 gives it.
+        assert!(can_be_typed(b"\xe4"));
+        for line in ["a\0b", "a\rb", "\u{1b}[Da", "\u{feff}correct horse", "a\u{7f}"] {
+            assert!(!can_be_typed(line.as_bytes()), "{line:?}");
+        }
+        let refused = hardened(Zeroizing::new(b"a\0b".to_vec()), &KdfArgs::default());
+        assert!(matches!(refused, Err(CliError::PassphraseNotTyped)));
     }
 
     #[test]

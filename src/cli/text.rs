@@ -114,6 +114,18 @@ pub fn printable(name: &[u8]) -> String {
         .collect()
 }
 
+/// As [`printable`], of a text of several lines that somebody else may have written. Beside control characters those are shown that have a terminal write
+/// what follows in another order.
+pub fn printable_lines(text: &str) -> String {
+    let fit = |c: char| match c {
+        '\n' | '\t' => c,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(fit).collect()
+}
+
 /// Writes a name as a word that a shell takes for it, and a terminal for text.
 pub fn shell_word(name: &[u8]) -> String {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+,:@%".contains(byte);
@@ -168,6 +180,11 @@ mod tests {
     fn a_name_cannot_command_the_terminal() {
         assert_eq!(printable(b"a\x1b[2Jb"), "a\u{fffd}[2Jb");
         assert_eq!(printable("ä".as_bytes()), "ä");
+        let policy = "{\n\t\"a\": 1,\r\"b\u{9b}2J\u{202e}\"}\n";
+        assert_eq!(
+            printable_lines(policy),
+            "{\n\t\"a\": 1,\u{fffd}\"b\u{fffd}2J\u{fffd}\"}\n"
+        );
         let error = std::io::Error::from_raw_os_error(libc::EEXIST);
         assert_eq!(
             message(&format!("a\x1b]0;b\x07: {error}")),

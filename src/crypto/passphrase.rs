@@ -114,11 +114,20 @@ impl Hardness {
         Ok(derive::identity_passphrase(&self.stretched(passphrase)?))
     }
 
-    fn stretched(&self, passphrase: &[u8]) -> Result<KeyBytes, HardnessError> {
-        let in_range = (MEMORY_KIB_MIN..=MEMORY_KIB_MAX).contains(&self.memory_kib)
+    /// Returns how many KiB stretching passes over, each as often as it does; none where it is refused.
+    pub fn work(&self) -> Option<u64> {
+        self.is_in_range()
+            .then(|| u64::from(self.memory_kib) * u64::from(self.passes))
+    }
+
+    fn is_in_range(&self) -> bool {
+        (MEMORY_KIB_MIN..=MEMORY_KIB_MAX).contains(&self.memory_kib)
             && (1..=PASSES_MAX).contains(&self.passes)
-            && (1..=LANES_MAX).contains(&self.lanes);
-        if !in_range {
+            && (1..=LANES_MAX).contains(&self.lanes)
+    }
+
+    fn stretched(&self, passphrase: &[u8]) -> Result<KeyBytes, HardnessError> {
+        if !self.is_in_range() {
             return Err(HardnessError::OutOfRange);
         }
         let params = Params::new(self.memory_kib, self.passes, self.lanes, Some(super::KEY_SIZE))

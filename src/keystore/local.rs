@@ -276,6 +276,13 @@ impl LocalKeystore {
         remote.map(Provider::reach).max().unwrap_or(Reach::Here)
     }
 
+    /// Returns what messages call who serves a key; none of one whose materials are here, or that nobody serves.
+    pub fn provider_name(&self, key: &KeyHandle) -> Option<&'static str> {
+        let record = &self.body.keys[self.key_index(key).ok()?];
+        let provider = self.providers.of(record.remote.as_ref()?).ok()?;
+        Some(provider.name())
+    }
+
     /// Returns who serves the keys that a key server or an HSM holds.
     pub fn providers(&self) -> &Providers {
         &self.providers

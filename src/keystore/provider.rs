@@ -60,7 +60,7 @@ pub trait Provider: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ProviderError::NotFound`], [`ProviderError::AccessDenied`] or [`ProviderError::Unavailable`].
+    /// [`ProviderError::NotFound`], [`ProviderError::AccessDenied`], [`ProviderError::Unauthorized`] or [`ProviderError::Unavailable`].
     fn describe(&self, key: &RemoteKeyName) -> Result<RemoteKeyState, ProviderError>;
 
     /// Tells what asking takes.
@@ -105,6 +105,8 @@ pub enum ProviderError {
     Unsupported,
     /// What was just wrapped does not open to the same again.
     Commitment,
+    /// Who asks is not let in, or is refused with words that do not say that it is about this key and this call.
+    Unauthorized,
 }
 
 impl ProviderError {
@@ -120,7 +122,7 @@ impl ProviderError {
             ProviderError::Disabled => KeyError::Disabled { key },
             ProviderError::PendingDeletion => KeyError::PendingDeletion { key },
             ProviderError::Unavailable => KeyError::Unavailable { key, provider },
-            ProviderError::AccessDenied => KeyError::AccessDenied { key, provider },
+            ProviderError::AccessDenied | ProviderError::Unauthorized => KeyError::AccessDenied { key, provider },
             ProviderError::Rejected => KeyError::Rejected { key },
             ProviderError::IncorrectKey => KeyError::IncorrectKey { key },
             ProviderError::Limit => KeyError::Limit { key },
@@ -137,7 +139,7 @@ impl fmt::Display for ProviderError {
             ProviderError::Disabled => "the key is disabled",
             ProviderError::PendingDeletion => "the key is pending deletion",
             ProviderError::Unavailable => "no answer",
-            ProviderError::AccessDenied => "access denied",
+            ProviderError::AccessDenied | ProviderError::Unauthorized => "access denied",
             ProviderError::Rejected => "tampered with, or wrapped with another context",
             ProviderError::IncorrectKey => "wrapped under another key",
             ProviderError::Limit => "a limit is reached",
@@ -180,7 +182,7 @@ pub struct NoProvider(pub &'static str);
 /// Wraps a secret under an inner key, and that under a remote key, and makes sure that it opens again: what is wrapped often takes the place of something
 /// that does.
 ///
-/// Who may wrap and not unwrap is not told, and is believed.
+/// Who may wrap and not unwrap is not told, and is believed; no other refusal is.
 ///
 /// # Errors
 ///
@@ -455,6 +457,7 @@ mod tests {
             (ProviderError::Rejected, Some(ProviderError::Commitment)),
             (ProviderError::IncorrectKey, Some(ProviderError::Commitment)),
             (ProviderError::Unavailable, Some(ProviderError::Unavailable)),
+            (ProviderError::Unauthorized, Some(ProviderError::Unauthorized)),
             (ProviderError::AccessDenied, None),
         ] {
             let wrapped = wrap(&WrapsOnly(said), &name("arn:1"), &bound, &[2; KEY_SIZE]);

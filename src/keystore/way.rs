@@ -12,15 +12,19 @@ use crate::{
     crypto::{
         OpenError,
         keys::{DataKey, KeyBytes, SlotSecret},
-        passphrase::HardnessError,
+        passphrase::{HardnessError, MEMORY_KIB_MAX, PASSES_MAX},
         wrap,
     },
     format::{
-        keystore::SlotId,
+        keystore::{SlotId, SlotKind},
         sealed::{SealedHeader, Way, WayKind, way_aad},
     },
     ids::{FileId, KeystoreId},
 };
+
+/// The most work that trying a passphrase on all ways of a file may be, in passes over a KiB: as much as one may cost. Whoever opens a file with 64 of those
+/// would wait for hours.
+const STRETCHING_MAX: u64 = PASSES_MAX as u64 * MEMORY_KIB_MAX as u64;
 
 /// What a new way shall take.
 #[derive(Debug)]
@@ -54,6 +58,8 @@ pub enum WayError {
     NotOfKeystore { keystore: KeystoreId },
     /// A way was changed, or asks for what hushfs never writes.
     Damaged { way: SlotId },
+    /// To try the passphrase on this way, too, would take longer than hushfs ever means it to.
+    Costly { way: SlotId },
     /// The TPM does not give the way's secret, or whoever holds the key that wraps it.
     Unlock(UnlockError),
     /// The key of the keystore cannot be used.
@@ -79,6 +85,10 @@ impl fmt::Display for WayError {
             WayError::WrongSecret(kind) => write!(f, "does not open with this {kind}"),
             WayError::NotOfKeystore { keystore } => write!(f, "does not open with a key of keystore {keystore}"),
             WayError::Damaged { way } => write!(f, "way {way} is damaged or tampered with"),
+            WayError::Costly { way } => write!(
+                f,
+                "the passphrase opens none of the ways before {way}, and to try it on all would take too long: ask who sealed the file for one with fewer"
+            ),
             WayError::Unlock(UnlockError::Tpm { slot, error }) => write!(f, "way {slot}: {error}"),
             WayError::Unlock(UnlockError::Remote { slot, provider, error }) => {
                 write!(f, "way {slot}: {provider}: {error}")
@@ -161,7 +171,12 @@ impl Opener<'_> {
             // Hushfs never writes such pairs.
             .map_err(|_| WayError::Damaged { way: claims.ways[0].id })?;
         let mut first_error = None;
+        let mut work = 0;
         for way in &claims.ways {
+            work += self.work(way);
+            if work > STRETCHING_MAX {
+                return Err(WayError::Costly { way: way.id });
+            }
             let tried = match self {
                 Opener::Secret(unlock) => by_secret(unlock, way, claims.file, &context),
                 Opener::Keystore(keystore) => by_keystore(*keystore, way, claims.file, &context),
@@ -179,6 +194,18 @@ impl Opener<'_> {
                 keystore: keystore.id(),
             },
         }))
+    }
+}
+
+impl Opener<'_> {
+    /// Returns what trying a passphrase on a way costs. What is out of range is refused, and costs nothing.
+    fn work(&self, way: &Way) -> u64 {
+        match (self, &way.kind) {
+            (Opener::Secret(Unlock::Passphrase(_)), WayKind::Slot(SlotKind::Passphrase(hardness))) => {
+                hardness.work().unwrap_or_default()
+            }
+            _ => 0,
+        }
     }
 }
 
@@ -224,4 +251,56 @@ fn unwrap(secret: &[u8; 32], way: &Way, file: FileId) -> Result<DataKey, OpenErr
     wrap::unwrap(secret, &way_aad(file, way.id), &way.wrapped, |bytes| {
         DataKey::new(KeyBytes::copy_of(bytes))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        crypto::{
+            block::Suite,
+            passphrase::{Hardness, MEMORY_KIB_MIN},
+            wrap::{WRAPPED_SIZE, Wrapped},
+        },
+        format::layout::Layout,
+        keystore::Passphrase,
+    };
+
+    #[test]
+    fn a_passphrase_is_not_tried_on_ways_that_cost_more_together_than_one_may() {
+        let easy = Hardness {
+            salt: [0; 16],
+            memory_kib: MEMORY_KIB_MIN,
+            passes: 1,
+            lanes: 1,
+        };
+        let hardest = Hardness {
+            memory_kib: MEMORY_KIB_MAX,
+            passes: PASSES_MAX,
+            ..easy
+        };
+        let way = |(id, hardness): (u32, Hardness)| Way {
+            id: SlotId(id),
+            kind: WayKind::Slot(SlotKind::Passphrase(hardness)),
+            wrapped: Wrapped([2; WRAPPED_SIZE]),
+        };
+        let header = |ways: &[(u32, Hardness)]| SealedHeader {
+            file: FileId([3; 16]),
+            layout: Layout::new(Suite::Aes256GcmSiv, 4096).unwrap(),
+            context: Vec::new(),
+            ways: ways.iter().copied().map(way).collect(),
+        };
+        let unlock = Unlock::Passphrase(Passphrase::new(b"horse".to_vec().into()).unwrap());
+        let answer = |ways: &[(u32, Hardness)]| Opener::Secret(&unlock).data_key(&header(ways)).err().unwrap();
+        let wrong = WayError::WrongSecret(SecretKind::Passphrase);
+        assert_eq!(answer(&[(1, easy), (2, easy)]), wrong);
+        // The second is not even begun.
+        assert_eq!(answer(&[(1, easy), (2, hardest)]), WayError::Costly { way: SlotId(2) });
+        // What is refused for its parameters alone costs nothing.
+        let refused = Hardness {
+            passes: PASSES_MAX + 1,
+            ..hardest
+        };
+        assert_eq!(answer(&[(1, refused), (2, easy)]), WayError::Damaged { way: SlotId(1) });
+    }
 }

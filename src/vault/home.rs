@@ -4,6 +4,7 @@
 //! replaced as a whole and durably, so what a crash leaves is always one version of each; `change` says why every pair of versions that
 //! can come about opens. The keystore may lie in another directory: `keyring` knows.
 
+mod asker;
 mod audit;
 mod chains;
 mod change;
@@ -23,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{audit::AuditLog, keys::KeysInUse, source::KeyAsker};
+use self::{asker::EpochAsker, audit::AuditLog, keys::KeysInUse, source::KeyAsker};
 pub use self::{
     audit::{AuditError, Call, FileAudit, FileUse, LogReader, Recorded, Verified},
     change::ChangeError,
@@ -45,7 +46,6 @@ use crate::{
         keys::{CustomerKey, EpochKey, MacKey, NamesRoot, WrappingKey},
         locked::LockedKey,
         random,
-        wrap::Wrapped,
     },
     format::{
         FormatError,
@@ -60,7 +60,7 @@ use crate::{
     },
     ids::{Epoch, KeyId, VaultId},
     keystore::{
-        Context, Custodian, KeyError, KeyHandle, LocalKeystore, Providers, Reach, SlotChoice, Unlock, WrappedKey,
+        Context, Custodian, KeyError, KeyHandle, LocalKeystore, Providers, Reach, SlotChoice, Unlock,
         local::{DEFAULT_ALIAS, Standing, VaultLook, VaultUse},
     },
 };
@@ -500,7 +500,8 @@ impl VaultHome {
         let current = claims
             .epoch(claims.current)
             .expect("a header without its current epoch does not decode");
-        let key = unwrap_epoch(keys.custodian(), None, vault, current).map_err(|error| match error {
+        let mut asker = EpochAsker::new(keys.custodian(), vault);
+        let key = asker.unwrap(current).map_err(|error| match error {
             // A vault's own keystore knows the vault, or is not its own. One that does has destroyed the key.
             KeyError::NotFound { key } if is_embedded && !keys.has_record(vault) => {
                 OpenError::Key(KeyError::Rejected { key })
@@ -537,8 +538,9 @@ impl VaultHome {
         let layout = header.layout().map_err(error::in_file(&self.path, VAULT_HEADER))?;
         let mut epochs = EpochKeys::new(header.current, key.header_wrapping_key(vault));
         let customer_key = self.customer_key.as_ref();
+        asker.bring(customer_key);
         for epoch in header.epochs.iter().filter(|epoch| epoch.number != header.current) {
-            let opened = unwrap_epoch(keys.custodian(), customer_key, vault, epoch);
+            let opened = asker.unwrap(epoch);
             match &opened {
                 Ok(_) => {}
                 Err(KeyError::NotBrought { key }) => {
@@ -903,66 +905,6 @@ fn customer_epoch(header: &VaultHeader, epochs: &EpochKeys) -> Result<Epoch, Ope
     known
         .find(|&epoch| epochs.wrapping_key(epoch).is_ok())
         .ok_or(OpenError::WrongCustomerKey)
-}
-
-/// Opens an epoch's key by whichever of its wraps opens. If none does, but one may later, that is the answer; else it is the first.
-fn unwrap_epoch(
-    custodian: &dyn Custodian,
-    customer_key: Option<&CustomerKey>,
-    vault: VaultId,
-    epoch: &EpochRecord,
-) -> Result<EpochKey, KeyError> {
-    let mut answer: Option<KeyError> = None;
-    for wrap in &epoch.wraps {
-        let opened = match wrap.custodian {
-            CustodianKind::Local => unwrap_by_keystore(custodian, vault, epoch.number, wrap),
-            CustodianKind::Customer => unwrap_by_customer(customer_key, vault, epoch.number, wrap),
-        };
-        match opened {
-            Ok(key) => return Ok(key),
-            Err(error) => {
-                if answer.is_none_or(|answer| error.is_transient() && !answer.is_transient()) {
-                    answer = Some(error);
-                }
-            }
-        }
-    }
-    Err(answer.expect("an epoch without wraps does not decode"))
-}
-
-fn unwrap_by_keystore(
-    custodian: &dyn Custodian,
-    vault: VaultId,
-    epoch: Epoch,
-    wrap: &EpochWrap,
-) -> Result<EpochKey, KeyError> {
-    let key = KeyHandle(wrap.key);
-    let context = epoch_context(vault, epoch, key, &wrap.context)?;
-    let blob = WrappedKey::new(wrap.blob.clone()).map_err(|_| KeyError::Rejected { key: key.0 })?;
-    custodian.unwrap(&key, &context, &blob)
-}
-
-/// The wrap commits to its key with a salt of its own, so that it is also what another key is told by.
-fn unwrap_by_customer(
-    customer_key: Option<&CustomerKey>,
-    vault: VaultId,
-    epoch: Epoch,
-    wrap: &EpochWrap,
-) -> Result<EpochKey, KeyError> {
-    let key = wrap.key;
-    let wrapping_key = customer_key
-        .ok_or(KeyError::NotBrought { key })?
-        .epoch_wrapping_key(vault);
-    let blob = wrap
-        .blob
-        .as_slice()
-        .try_into()
-        .map_err(|_| KeyError::Rejected { key })?;
-    let purpose = VaultHeader::customer_purpose(vault, epoch, key);
-    let take = |bytes: &[u8; 32]| EpochKey::new(LockedKey::copy_of(bytes));
-    wrapping_key
-        .unwrap(&purpose, &Wrapped(blob), take)
-        .map_err(|_| KeyError::NotBrought { key })
 }
 
 fn unwrap_names_root(header: &VaultHeader, key: &EpochKey) -> Result<NamesRoot, FormatError> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use super::{CliError, CliResult};
+use super::{CliError, CliResult, patient::patient};
 use crate::{
     format::keystore::RemoteKeyName,
     keystore::{
@@ -16,7 +16,7 @@ static KMS: LazyLock<Arc<AwsKms>> = LazyLock::new(|| Arc::new(AwsKms::new(Enviro
 
 /// Returns AWS KMS. Nothing is read or asked yet.
 pub fn provider() -> CliResult<Arc<dyn Provider>> {
-    Ok(KMS.clone())
+    Ok(patient(KMS.clone()))
 }
 
 /// Returns the name of a key as it is stored.

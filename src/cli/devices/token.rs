@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{super::say, CliError, CliResult, DeviceArgs, ask_pin};
+use super::{super::say, CliError, CliResult, DeviceArgs, ask_pin, patient::patient};
 use crate::{
     format::keystore::RemoteKeyName,
     keystore::{
@@ -13,7 +13,7 @@ use crate::{
 
 /// Returns who holds keys in the tokens of a module.
 pub fn open(module: &Path, args: &DeviceArgs) -> CliResult<Arc<dyn Provider>> {
-    Ok(Arc::new(load(module, args)?))
+    Ok(patient(Arc::new(load(module, args)?)))
 }
 
 fn load(module: &Path, args: &DeviceArgs) -> CliResult<Pkcs11> {

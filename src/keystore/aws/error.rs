@@ -175,10 +175,12 @@ impl Refusal {
                 ProviderError::Unsupported
             }
             "KMSInvalidStateException" => ProviderError::Unavailable,
-            _ if matches!(self.remedy(), Remedy::Clock | Remedy::Credentials) => ProviderError::AccessDenied,
+            // As KMS says it, and as servers do that take the word of other services.
+            "AccessDeniedException" | "AccessDenied" => ProviderError::AccessDenied,
+            _ if matches!(self.remedy(), Remedy::Clock | Remedy::Credentials) => ProviderError::Unauthorized,
             // Without a code it is the word of something in front of the service, which refuses no key.
             _ if self.remedy() == Remedy::None && matches!(self.status, 400 | 401 | 403) && !self.code.is_empty() => {
-                ProviderError::AccessDenied
+                ProviderError::Unauthorized
             }
             // Throttling, faults of the server, and answers of something that is not KMS.
             _ => ProviderError::Unavailable,
@@ -228,7 +230,7 @@ impl AwsError {
             | AwsError::NoRegion { .. }
             | AwsError::NoCredentials { .. }
             | AwsError::BadCredentials { .. }
-            | AwsError::Process { .. } => ProviderError::AccessDenied,
+            | AwsError::Process { .. } => ProviderError::Unauthorized,
         }
     }
 }

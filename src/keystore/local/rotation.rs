@@ -11,7 +11,9 @@ use super::{
     next_material,
 };
 use crate::{
-    format::keystore::{KeyRecord, KeyState, Manager, Material, MaterialCause, MaterialVersion, Rotation},
+    format::keystore::{
+        KeyRecord, KeyState, MATERIALS_MAX, Manager, Material, MaterialCause, MaterialVersion, Rotation,
+    },
     ids::KeyId,
     keystore::{
         custodian::{KeyError, KeyHandle},
@@ -27,6 +29,10 @@ const ROTATION_DAYS: std::ops::RangeInclusive<u64> = 90..=2560;
 
 /// How often a key may be rotated on demand.
 pub const ON_DEMAND_ROTATIONS_MAX: usize = 25;
+
+/// The most materials that rotations give a key. What is left is for slots that are removed: whom a slot let in can be shut out then, however often a
+/// vault was rotated.
+pub const ROTATED_MATERIALS_MAX: usize = MATERIALS_MAX / 2;
 
 /// A rotation on demand is refused so long before one that comes by itself.
 const DUE_SECONDS: u64 = 20 * 60;
@@ -63,21 +69,29 @@ impl LocalKeystore {
         Ok(self.add_material(key, time, MaterialCause::OnDemandRotation)?)
     }
 
-    /// Adds a material to the key that hushfs manages; users ask for it by a new epoch of a vault.
+    /// Adds a material to the key that hushfs manages; users ask for it by a new epoch of a vault, which is made under the newest there is where the key has
+    /// as many as rotations may give it.
     ///
     /// # Errors
     ///
-    /// [`KeyError::NotFound`]; [`KeyError::Unsupported`] for another key; [`KeyError::Limit`].
+    /// [`KeyError::NotFound`]; [`KeyError::Unsupported`] for another key.
     pub fn renew(&mut self, key: &KeyHandle, now: u64) -> Result<MaterialVersion, KeyError> {
         let time = self.clock(now);
         if self.body.keys[self.key_index(key)?].manager != Manager::Hushfs {
             return Err(KeyError::Unsupported { key: key.0 });
         }
-        self.add_material(key, time, MaterialCause::OnDemandRotation)
+        let record = &self.body.keys[self.key_index(key)?];
+        match record.materials.last() {
+            Some(newest) if has_all_rotations(record) => Ok(newest.version),
+            _ => self.add_material(key, time, MaterialCause::OnDemandRotation),
+        }
     }
 
     fn add_material(&mut self, key: &KeyHandle, time: u64, cause: MaterialCause) -> Result<MaterialVersion, KeyError> {
         let at = self.key_index(key)?;
+        if has_all_rotations(&self.body.keys[at]) {
+            return Err(KeyError::Limit { key: key.0 });
+        }
         let material = next_material(&self.root, self.body.id, &self.body.keys[at], Made { time, cause })?;
         let version = material.version;
         self.body.keys[at].materials.push(material);
@@ -142,15 +156,18 @@ impl LocalKeystore {
         Ok(&self.consult(key, action::LIST_KEY_ROTATIONS)?.materials)
     }
 
-    /// Rotates the keys whose time has come and that are enabled; returns them. One that was missed for years is rotated once.
+    /// Rotates the keys whose time has come and that are enabled; returns them. One that was missed for years is rotated once; one that has as many
+    /// materials as rotations may give it, no more.
     ///
     /// # Errors
     ///
-    /// [`KeyError::Limit`] when a key has as many materials as it may; keys before it are rotated then.
+    /// The [`KeyError`] of a key that cannot be rotated; keys before it are rotated then.
     pub fn rotate_due(&mut self, now: u64) -> Result<Vec<KeyId>, KeyError> {
         let time = self.clock(now);
         let is_due = |key: &&KeyRecord| {
-            key.state == KeyState::Enabled && schedule(key).is_some_and(|rotation| rotation.next <= time)
+            key.state == KeyState::Enabled
+                && schedule(key).is_some_and(|rotation| rotation.next <= time)
+                && !has_all_rotations(key)
         };
         let due: Vec<_> = self.body.keys.iter().filter(is_due).map(|key| key.id).collect();
         for id in &due {
@@ -176,6 +193,10 @@ fn schedule(key: &KeyRecord) -> Option<Rotation> {
                 .saturating_add(u64::from(ROTATION_DAYS_DEFAULT) * SECONDS_PER_DAY),
         }),
     }
+}
+
+fn has_all_rotations(key: &KeyRecord) -> bool {
+    key.materials.len() >= ROTATED_MATERIALS_MAX
 }
 
 fn on_demand(key: &KeyRecord) -> usize {

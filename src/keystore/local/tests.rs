@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use super::*;
+use super::{rotation::ROTATED_MATERIALS_MAX, *};
 use crate::{
     crypto::passphrase::HardnessError,
-    format::keystore::{KeyState, Manager, SLOTS_MAX, slot_authenticator_aad},
+    format::keystore::{KeyState, Manager, MaterialCause, SLOTS_MAX, slot_authenticator_aad},
     ids::{Epoch, FileId, VaultId},
     keystore::{
         custodian::check_custodian,
@@ -367,14 +367,46 @@ fn rotation_wraps_with_the_new_material_and_opens_with_the_old() {
 }
 
 #[test]
+fn rotations_leave_a_key_materials_for_slots_that_are_removed() {
+    let mut keystore = keystore();
+    let key = default_key(&keystore);
+    let newest = |keystore: &LocalKeystore| keystore.rotations(&key).unwrap().last().unwrap().version;
+    for _ in 1..ROTATED_MATERIALS_MAX {
+        keystore.renew(&key, 1).unwrap();
+    }
+    let last = newest(&keystore);
+    assert_eq!(
+        keystore.renew(&key, 1),
+        Ok(last),
+        "a vault's new epoch goes under the newest"
+    );
+    assert_eq!(newest(&keystore), last);
+    let other = keystore.create_key(&NewKey::default(), 1).unwrap();
+    keystore.enable_rotation(&other, 90, 1).unwrap();
+    let years = 10 * 365 * 24 * 3600;
+    assert_eq!(
+        keystore.rotate_due(years),
+        Ok(vec![other.0]),
+        "one that has all is in nobody's way"
+    );
+    let gone = keystore.add_slot("lost", &NewSecret::KeyFile(&key_file(2)), 1).unwrap();
+    let _ = keystore.remove_slot(gone, 1).unwrap();
+    assert!(newest(&keystore) > last);
+}
+
+#[test]
 fn a_key_has_at_most_a_thousand_materials() {
     let mut keystore = keystore();
     let key = default_key(&keystore);
+    let made = Made {
+        time: 1,
+        cause: MaterialCause::Rekey,
+    };
     for _ in 1..MATERIALS_MAX {
-        keystore.renew(&key, 1).unwrap();
+        let material = next_material(&keystore.root, keystore.body.id, &keystore.body.keys[0], made).unwrap();
+        keystore.body.keys[0].materials.push(material);
     }
     let limit = KeyError::Limit { key: key.0 };
-    assert_eq!(keystore.renew(&key, 1), Err(limit));
     let gone = keystore.add_slot("lost", &NewSecret::KeyFile(&key_file(2)), 1).unwrap();
     assert_eq!(keystore.remove_slot(gone, 1), Err(KeystoreError::Key(limit)));
     let bytes = keystore.encode(1).unwrap();

@@ -62,7 +62,7 @@ impl Pkcs11Error {
             Pkcs11Error::ModuleFile { .. } | Pkcs11Error::Module { .. } | Pkcs11Error::NoSuchToken { .. } => {
                 ProviderError::Unavailable
             }
-            Pkcs11Error::NoPin { .. } | Pkcs11Error::Pin { .. } => ProviderError::AccessDenied,
+            Pkcs11Error::NoPin { .. } | Pkcs11Error::Pin { .. } => ProviderError::Unauthorized,
             Pkcs11Error::NoSuchKey { .. } | Pkcs11Error::SeveralKeys { .. } | Pkcs11Error::SeveralTokens { .. } => {
                 ProviderError::NotFound
             }
@@ -186,10 +186,10 @@ impl From<CallError> for Pkcs11Error {
 /// Returns what a token means by a code that says nothing of what was wrapped.
 fn reason_of(code: RvError) -> ProviderError {
     match code {
-        RvError::ActionProhibited
-        | RvError::FunctionRejected
-        | RvError::KeyFunctionNotPermitted
-        | RvError::PinExpired
+        RvError::ActionProhibited | RvError::FunctionRejected | RvError::KeyFunctionNotPermitted => {
+            ProviderError::AccessDenied
+        }
+        RvError::PinExpired
         | RvError::PinIncorrect
         | RvError::PinInvalid
         | RvError::PinLenRange
@@ -199,7 +199,7 @@ fn reason_of(code: RvError) -> ProviderError {
         | RvError::UserAnotherAlreadyLoggedIn
         | RvError::UserNotLoggedIn
         | RvError::UserPinNotInitialized
-        | RvError::UserTooManyTypes => ProviderError::AccessDenied,
+        | RvError::UserTooManyTypes => ProviderError::Unauthorized,
         RvError::ArgumentsBad
         | RvError::AttributeReadOnly
         | RvError::AttributeTypeInvalid

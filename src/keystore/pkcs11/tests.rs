@@ -602,7 +602,7 @@ fn what_the_token_says_of_the_pin_is_passed_on() {
         for _ in 0..2 {
             let error = pkcs11.describe(&fresh_name()).unwrap_err();
             assert!(error.to_string().starts_with(said), "{error}");
-            assert_eq!(error.reason(), ProviderError::AccessDenied);
+            assert_eq!(error.reason(), ProviderError::Unauthorized);
         }
         assert_eq!(faulty.calls(LOGIN), calls + 1);
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{Call, ChangeError, ContextPairs, OpenVault, make_customer_epoch, make_epoch, unwrap_by_customer};
+use super::{Call, ChangeError, ContextPairs, OpenVault, asker::unwrap_by_customer, make_customer_epoch, make_epoch};
 use crate::{
     crypto::{
         keys::{CustomerKey, EpochKey},

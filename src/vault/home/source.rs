@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use super::{
     KeySource, KeystoreHome, OpenKeystore, VAULT_HEADER,
+    asker::EpochAsker,
     audit::{AuditLog, REFUSED, Recorded},
-    unwrap_epoch,
 };
 use crate::{
     backing::Stamp,
@@ -99,7 +99,9 @@ impl Source for AgentSource {
         let (agent, record, vault) = (self.agent.clone(), self.epochs.record(epoch).clone(), self.epochs.vault);
         // Whoever is at the socket may be stopped, or wait for a key server.
         Question::slow(self.epochs.first_key(epoch), move || {
-            unwrap_epoch(&agent, None, vault, &record).map(|key| key.header_wrapping_key(vault))
+            EpochAsker::new(&agent, vault)
+                .unwrap(&record)
+                .map(|key| key.header_wrapping_key(vault))
         })
     }
 
@@ -336,7 +338,7 @@ impl Source for KeystoreSource {
         let on_record = self.on_record.clone();
         let ask = move || {
             let custodian = Recorded::new(&keystore);
-            let opened = unwrap_epoch(&custodian, None, vault, &record);
+            let opened = EpochAsker::new(&custodian, vault).unwrap(&record);
             if let Some(log) = log {
                 log.record_again(&keystore, &custodian.into_calls()).map_err(|error| {
                     log::warn!("{REFUSED}: {error}");

@@ -41,12 +41,12 @@ fn each_error_of_kms_has_its_reason_and_is_not_asked_for_again() {
         ("InvalidKeyUsageException", "no", ProviderError::Unsupported),
         ("ValidationException", "no", ProviderError::Unsupported),
         ("AccessDeniedException", "no", ProviderError::AccessDenied),
-        ("InvalidGrantTokenException", "no", ProviderError::AccessDenied),
-        ("MissingAuthenticationTokenException", "no", ProviderError::AccessDenied),
+        ("InvalidGrantTokenException", "no", ProviderError::Unauthorized),
+        ("MissingAuthenticationTokenException", "no", ProviderError::Unauthorized),
         // Static credentials have no newer ones, and the clock is right.
-        ("UnrecognizedClientException", "no", ProviderError::AccessDenied),
-        ("ExpiredTokenException", "no", ProviderError::AccessDenied),
-        ("InvalidSignatureException", "no", ProviderError::AccessDenied),
+        ("UnrecognizedClientException", "no", ProviderError::Unauthorized),
+        ("ExpiredTokenException", "no", ProviderError::Unauthorized),
+        ("InvalidSignatureException", "no", ProviderError::Unauthorized),
     ] {
         assert_eq!(
             refused(move || refuse(400, code, message)),

@@ -116,10 +116,10 @@ fn a_wrong_clock_is_set_once_and_stays_set() {
 #[test]
 fn a_clock_that_is_right_is_not_what_a_signature_fails_by() {
     let server = Server::new(|_, _| wrong_clock(Duration::from_secs(60)));
-    assert_eq!(unwrap(&kms_at(&server)), Err(ProviderError::AccessDenied));
+    assert_eq!(unwrap(&kms_at(&server)), Err(ProviderError::Unauthorized));
     assert_eq!(server.asked().len(), 1);
     let runs_away = Server::new(|number, _| wrong_clock(Duration::from_secs(3600 * (1 + number as u64))));
-    assert_eq!(unwrap(&kms_at(&runs_away)), Err(ProviderError::AccessDenied));
+    assert_eq!(unwrap(&kms_at(&runs_away)), Err(ProviderError::Unauthorized));
     assert_eq!(
         runs_away.asked().len(),
         2,

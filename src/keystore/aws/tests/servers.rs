@@ -126,7 +126,7 @@ fn a_signature_with_another_secret_is_refused() {
         let key = new_key(&user);
         assert_eq!(
             forger.generate(&key, &context()).map(drop),
-            Err(ProviderError::AccessDenied),
+            Err(ProviderError::Unauthorized),
             "{name}"
         );
     }

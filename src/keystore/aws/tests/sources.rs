@@ -208,7 +208,7 @@ fn a_container_has_credentials_at_its_host() {
     let wrong = who(&server, &[uri, ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "a\nb")]).unwrap_err();
     assert!(matches!(wrong, AwsError::BadCredentials { .. }), "{wrong}");
     let refused = who(&server, &[uri]).unwrap_err();
-    assert_eq!(refused.reason(), ProviderError::AccessDenied);
+    assert_eq!(refused.reason(), ProviderError::Unauthorized);
 }
 
 #[test]
