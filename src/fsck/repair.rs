@@ -14,7 +14,7 @@ use std::{
     path::PathBuf,
 };
 
-use rustix::fs::{FileType, RenameFlags, Stat, Timespec};
+use rustix::fs::{FileType, Stat, Timespec};
 
 use super::{
     finding::{Finding, Problem, Severity, join, unusable},
@@ -520,13 +520,7 @@ impl Inside {
 
 /// Renames durably, and replaces nothing.
 fn rename(dir: &Dir, from: &str, to_dir: &Dir, to: &str) -> io::Result<()> {
-    match dir.rename(from, to_dir, to, RenameFlags::NOREPLACE) {
-        // Not every filesystem can refuse to replace; nobody else uses the vault meanwhile.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            dir.rename(from, to_dir, to, RenameFlags::empty())?
-        }
-        result => result?,
-    }
+    dir.rename_to_free(from, to_dir, to)?;
     to_dir.sync()?;
     dir.sync()
 }
