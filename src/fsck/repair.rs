@@ -908,9 +908,9 @@ impl Mender<'_> {
     fn directory(&mut self, site: &Site, name: &[u8], is_accepted: bool) -> Mended {
         let dir = site.dir.open_dir(&site.disk)?;
         let born = self.vault.born_directory_keys(site.keys.id, name).id;
-        let said = match self.vault.load_directory_header(&dir) {
-            Ok(header) => header.map(|header| header.directory),
-            Err(VaultError::DirectoryDamaged(_)) => None,
+        let (said, is_damaged) = match self.vault.load_directory_header(&dir) {
+            Ok(header) => (header.map(|header| header.directory), false),
+            Err(VaultError::DirectoryDamaged(_)) => (None, true),
             Err(error) => return Err(error.into()),
         };
         let listed = Inside::list(&dir)?;
@@ -939,7 +939,7 @@ impl Mender<'_> {
             return Err(Why::Ambiguous([vec![inside.above], elsewhere].concat()));
         }
         // A tool that has merged two trees may have brought a part of a directory that goes by another name there.
-        let may_share = said.is_none() && id != born && self.are_usable(id, &site.disk_path());
+        let may_share = said.is_none() && !is_damaged && id != born && self.are_usable(id, &site.disk_path());
         if !listed.entries.is_empty() && !elsewhere.is_empty() && !may_share {
             return Err(Why::Ambiguous(elsewhere));
         }
