@@ -21,8 +21,9 @@ pub mod sealed;
 pub mod snapshot;
 pub mod tree;
 
-use std::{collections::BTreeMap, fmt, io, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use zeroize::Zeroize;
 
 use crate::{
@@ -38,6 +39,7 @@ use crate::{
         header::{FileHeader, HEADER_SIZE_MAX, UnverifiedHeader},
         layout::Layout,
         name::{self, DiskName, LONG_NAME_FILE_MAX},
+        vault::EpochRecord,
         xattr::XattrKeys,
     },
     ids::{DirectoryId, Epoch, FileId, SnapshotId, VaultId},
@@ -46,7 +48,7 @@ use crate::{
         access::EpochAccess,
         choice::{KeyChoice, KeyOfFile},
         content::ContentError,
-        header_watch::HeaderWatch,
+        header_watch::{EpochTaker, HeaderWatch},
         own_keys::{Ask, NewOwnKey, OwnAccess, OwnKeys},
         record::Backwards,
     },
@@ -147,6 +149,21 @@ impl From<ContentError> for VaultError {
 pub struct EpochKeys {
     keys: BTreeMap<Epoch, Arc<EpochAccess>>,
     current: Epoch,
+    /// What another machine has made since the vault was opened.
+    taken: RwLock<Vec<TakenEpoch>>,
+}
+
+/// An epoch that another machine has made, taken over while the vault is open.
+#[derive(Clone, Debug)]
+pub struct TakenEpoch {
+    /// Its key.
+    pub access: Arc<EpochAccess>,
+    /// What the vault header says of it.
+    pub record: Arc<EpochRecord>,
+    /// When its key was asked for, as a time since boot.
+    pub asked: Duration,
+    /// New files use it.
+    pub is_current: bool,
 }
 
 impl EpochKeys {
@@ -155,6 +172,7 @@ impl EpochKeys {
         let mut this = EpochKeys {
             keys: BTreeMap::new(),
             current,
+            taken: RwLock::default(),
         };
         this.insert(current, Ok(key));
         this
@@ -171,17 +189,29 @@ impl EpochKeys {
         self.current = epoch;
     }
 
-    /// Returns the newest epoch that the vault header knows, of whatever key.
+    /// Takes over what another machine has made.
+    fn take_over(&self, taken: Vec<TakenEpoch>) {
+        self.taken.write().extend(taken);
+    }
+
+    /// Returns what was taken over, but for so many that came first.
+    pub fn taken_since(&self, first: usize) -> Vec<TakenEpoch> {
+        self.taken.read().iter().skip(first).cloned().collect()
+    }
+
+    /// Returns the newest epoch that the vault header had when it was opened, of whatever key.
     pub fn newest(&self) -> Epoch {
         self.keys.keys().next_back().copied().unwrap_or(self.current)
     }
 
     /// Returns the epoch that new files use.
     pub fn current(&self) -> Epoch {
-        self.current
+        let taken = self.taken.read();
+        let newest = taken.iter().rev().find(|taken| taken.is_current);
+        newest.map_or(self.current, |taken| taken.access.epoch())
     }
 
-    /// Returns the keys of all epochs, by rising number, with whether they may be used.
+    /// Returns the keys of all epochs that the vault had when it was opened, by rising number, with whether they may be used.
     pub fn all(&self) -> impl Iterator<Item = &Arc<EpochAccess>> {
         self.keys.values()
     }
@@ -191,17 +221,24 @@ impl EpochKeys {
     /// # Errors
     ///
     /// [`VaultError::EpochMissing`].
-    pub fn access(&self, epoch: Epoch) -> Result<&Arc<EpochAccess>, VaultError> {
-        self.keys.get(&epoch).ok_or(VaultError::EpochMissing(epoch))
+    pub fn access(&self, epoch: Epoch) -> Result<Arc<EpochAccess>, VaultError> {
+        if let Some(access) = self.keys.get(&epoch) {
+            return Ok(access.clone());
+        }
+        let taken = self.taken.read();
+        let found = taken.iter().find(|taken| taken.access.epoch() == epoch);
+        found
+            .map(|taken| taken.access.clone())
+            .ok_or(VaultError::EpochMissing(epoch))
     }
 
-    /// Returns the key that wraps data keys in an epoch.
+    /// Checks that the key that wraps data keys in an epoch is there and may be used.
     ///
     /// # Errors
     ///
     /// [`VaultError::EpochMissing`] or [`VaultError::EpochKey`]: never a default, and an error of the file at hand only.
-    pub fn wrapping_key(&self, epoch: Epoch) -> Result<&WrappingKey, VaultError> {
-        self.access(epoch)?.key()
+    pub fn check(&self, epoch: Epoch) -> Result<(), VaultError> {
+        self.access(epoch)?.check()
     }
 }
 
@@ -215,6 +252,8 @@ pub struct Vault {
     own_keys: OwnKeys,
     /// Where something else may change the vault.
     header_watch: Option<HeaderWatch>,
+    /// Takes over what else makes epochs, where the keys are at hand.
+    taker: Option<Box<dyn EpochTaker>>,
     names_root: NamesRoot,
     directory_header_key: MacKey,
     symlink_key: SivKey,
@@ -265,6 +304,7 @@ impl Vault {
             choice: KeyChoice::default(),
             own_keys: OwnKeys::new(id),
             header_watch: None,
+            taker: None,
             directory_header_key: names_root.directory_header_key(),
             symlink_key: names_root.symlink_key(),
             xattr_keys: XattrKeys {
@@ -296,13 +336,22 @@ impl Vault {
         self.header_watch = Some(HeaderWatch::new(self.id, dir, known));
     }
 
+    /// Takes over no epoch from now on: a vault header would have to be compared with a record, which is done when a vault is opened.
+    pub fn take_over_nothing(&mut self) {
+        self.taker = None;
+    }
+
     /// Checks that what is wrapped in an epoch can be opened later.
     ///
     /// # Errors
     ///
     /// [`VaultError::EpochRetired`].
     pub fn check_not_retired(&self, epoch: Epoch) -> Result<(), VaultError> {
-        self.header_watch.as_ref().map_or(Ok(()), |watch| watch.check(epoch))
+        let Some(watch) = &self.header_watch else {
+            return Ok(());
+        };
+        watch.look(&self.epochs, self.taker.as_deref(), false);
+        watch.check(epoch)
     }
 
     /// Returns which keys files have and get.
@@ -317,6 +366,9 @@ impl Vault {
 
     /// Returns the key of a new file, unless its directory has one of its own.
     pub fn key_of_new_files(&self) -> KeyOfFile {
+        if let Some(watch) = &self.header_watch {
+            watch.look(&self.epochs, self.taker.as_deref(), false);
+        }
         let of_vault = || KeyOfFile {
             epoch: self.epochs.current(),
             bucket_key: self.choice.has_bucket_key(),
@@ -332,8 +384,8 @@ impl Vault {
     /// Returns the key for another header of a file that keeps its key: the newest epoch of it that can be used.
     pub fn key_to_keep(&self, key: KeyOfFile) -> KeyOfFile {
         let newest = self.newest_epoch_like(key.epoch);
-        match self.epochs.wrapping_key(newest) {
-            Ok(_) => KeyOfFile { epoch: newest, ..key },
+        match self.epochs.check(newest) {
+            Ok(()) => KeyOfFile { epoch: newest, ..key },
             Err(_) => key,
         }
     }
@@ -542,11 +594,14 @@ impl Vault {
     fn verify_header(&self, file: FileId, bytes: &[u8]) -> Result<FileHeader, VaultError> {
         let damaged = |error| VaultError::HeaderDamaged(file, error);
         let header = UnverifiedHeader::decode(bytes).map_err(damaged)?;
-        let key = self.epochs.wrapping_key(header.epoch()).inspect_err(|error| {
-            if let (VaultError::EpochMissing(_), Some(watch)) = (error, &self.header_watch) {
-                watch.note_missing();
+        let access = match (self.epochs.access(header.epoch()), &self.header_watch) {
+            (Err(VaultError::EpochMissing(epoch)), Some(watch)) => {
+                watch.look(&self.epochs, self.taker.as_deref(), true);
+                self.epochs.access(epoch)?
             }
-        })?;
+            (access, _) => access?,
+        };
+        let key = access.key()?;
         let verified = match header.own() {
             None => header.verify(self.id, key),
             Some(wrap) => {
@@ -619,8 +674,8 @@ impl Vault {
     /// [`VaultError::EpochMissing`] or [`VaultError::EpochRetired`].
     pub fn encode_header(&self, header: &FileHeader) -> Result<Vec<u8>, VaultError> {
         self.check_not_retired(header.fields.epoch)?;
-        let key = self.epochs.wrapping_key(header.fields.epoch)?;
-        Ok(header.encode(self.id, key))
+        let access = self.epochs.access(header.fields.epoch)?;
+        Ok(header.encode(self.id, access.key()?))
     }
 
     /// Makes the header with which a file can also be opened from another directory, under the same key.

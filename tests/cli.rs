@@ -570,7 +570,7 @@ fn a_vault_that_does_not_open_has_its_exit_code() {
     expect(
         ls,
         4,
-        "vault: no keystore.hush in it: name the keystore with --keystore, or put it back from a backup",
+        "vault: no keystore.hush in it: name the keystore with --keystore, wait for the sync tool to finish, or put it back from a backup",
     );
     place.write("vault/keystore.hush", &keystore);
     place.write("key2", &[8; 32]);
@@ -596,7 +596,7 @@ fn an_old_vault_header_put_back_is_read_and_written_to_only_when_accepted() {
         )
     );
     place.write("vault/vault.hush", &old);
-    let line = "vault.hush: an old one was put back (epoch 1, the keystore has seen 2): put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not\n";
+    let line = "vault.hush: an old one was put back (epoch 1, the keystore has seen 2): wait for the sync tool to finish, or put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not\n";
     for arguments in [
         "vault rotate --key-file key vault",
         "rekey --key-file key vault /",

@@ -1,23 +1,36 @@
 //! The agent's socket: made where it is to be, or passed by systemd.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::{
-            fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    net::{AddressFamily, SocketType, sockopt},
+};
 
 use super::AgentStartError;
 
 /// Where the socket of a system's agent is.
 const SYSTEM_SOCKET: &str = "/run/hushfs/agent.sock";
+
+/// How long another agent that is about to start is waited for. Anyone who may read the directory can keep it locked for ever.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How often it is looked at meanwhile.
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Who may connect to the socket. What they may do there is for policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +45,8 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    /// Where it is, to be removed in the end; none where systemd made it.
-    path: Option<PathBuf>,
+    /// Where it is and which it is, to be removed in the end; none where systemd made it.
+    made: Option<(PathBuf, u64)>,
 }
 
 /// Returns where the socket is that nobody has named: root's is the system's.
@@ -67,7 +80,7 @@ impl Listener {
         }
         Ok(Some(Listener {
             socket: fd.into(),
-            path: None,
+            made: None,
         }))
     }
 
@@ -81,22 +94,28 @@ impl Listener {
             socket: path.to_owned(),
             source,
         };
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent {
             // Everybody must be able to reach it, and nobody else to put another in its place.
             match fs::DirBuilder::new().mode(0o755).create(parent) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
                 _ => {}
             }
         }
+        // Of two agents that find a dead one's socket the later would remove that of the other.
+        let _lock = lock(parent.unwrap_or(Path::new(".")));
         remove_stale(path)?;
         // Nobody but this user connects before the mode is what it shall be.
         let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
         rustix::process::umask(mask);
+        let socket = bound.map_err(failed)?;
+        // As it is found from the root, where a process in the background goes.
+        let made = fs::canonicalize(path).map_err(failed)?;
+        let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
         let listener = Listener {
-            socket: bound.map_err(failed)?,
-            // As it is found from the root, where a process in the background goes.
-            path: Some(fs::canonicalize(path).map_err(failed)?),
+            socket,
+            made: Some((made, inode)),
         };
         let mode = match access {
             Access::All => 0o666,
@@ -111,7 +130,7 @@ impl Listener {
 
     /// Returns the directory where the socket is removed in the end; none where systemd does that.
     pub fn directory(&self) -> Option<&Path> {
-        self.path.as_deref()?.parent()
+        self.made.as_ref()?.0.parent()
     }
 
     pub(super) fn socket(&self) -> &UnixListener {
@@ -121,9 +140,23 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // Someone may have removed it, or its directory, already.
+        let Some((path, inode)) = &self.made else { return };
+        // Someone may have removed it, or its directory, already, and started another agent.
+        if fs::symlink_metadata(path).is_ok_and(|found| found.ino() == *inode) {
             let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Keeps other agents from starting in a directory; nothing where it cannot be locked.
+fn lock(directory: &Path) -> Option<File> {
+    let directory = File::open(directory).ok()?;
+    let start = Instant::now();
+    loop {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_WAIT => thread::sleep(LOCK_POLL),
+            Err(_) => return None,
         }
     }
 }
@@ -163,7 +196,7 @@ mod tests {
             Err(AgentStartError::Running { .. })
         ));
         // As if it had been killed.
-        first.path = None;
+        first.made = None;
         drop(first);
         let group = rustix::process::getegid().as_raw();
         let second = Listener::bind(&path, Access::Group(group)).unwrap();
@@ -175,5 +208,39 @@ mod tests {
             Listener::bind(&path, Access::All),
             Err(AgentStartError::NotASocket { .. })
         ));
+    }
+
+    #[test]
+    fn of_two_agents_that_find_a_dead_ones_socket_one_starts_and_keeps_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent.sock");
+        for _ in 0..100 {
+            drop(UnixListener::bind(&path).unwrap());
+            let together = std::sync::Barrier::new(2);
+            let start = || {
+                together.wait();
+                Listener::bind(&path, Access::All)
+            };
+            let started =
+                thread::scope(|scope| [scope.spawn(start), scope.spawn(start)].map(|one| one.join().unwrap()));
+            let is_refused = |started: &&Result<Listener, _>| matches!(started, Err(AgentStartError::Running { .. }));
+            assert_eq!(started.iter().filter(is_refused).count(), 1, "{started:?}");
+            assert!(UnixStream::connect(&path).is_ok());
+            drop(started);
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn an_agent_that_ends_leaves_the_socket_of_another() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent.sock");
+        let first = Listener::bind(&path, Access::All).unwrap();
+        fs::rename(&path, temp.path().join("moved")).unwrap();
+        let second = Listener::bind(&path, Access::All).unwrap();
+        drop(first);
+        assert!(UnixStream::connect(&path).is_ok());
+        drop(second);
+        assert!(!path.exists());
     }
 }

@@ -374,9 +374,12 @@ impl Dir {
     ///
     /// # Errors
     ///
-    /// What fsync(2) gives.
+    /// What fsync(2) gives, or syncfs(2) where the filesystem syncs no directory by itself.
     pub fn sync(&self) -> io::Result<()> {
-        Ok(fs::fsync(&self.fd)?)
+        match fs::fsync(&self.fd) {
+            Err(Errno::INVAL) => self.sync_filesystem(),
+            synced => Ok(synced?),
+        }
     }
 
     /// Tells whether [`sync_filesystem`](Self::sync_filesystem) does what it says: with FUSE the kernel does not ask the program behind it.
@@ -498,6 +501,22 @@ impl Dir {
             return Ok(fs::renameat(&self.fd, name, &to.fd, to_name)?);
         }
         Ok(fs::renameat_with(&self.fd, name, &to.fd, to_name, flags)?)
+    }
+
+    /// Renames to a name that must be free. Where the filesystem cannot refuse to replace, nobody else may use the directories meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists`, or what renameat2(2) gives.
+    pub fn rename_to_free(&self, name: &str, to: &Dir, to_name: &str) -> io::Result<()> {
+        match fs::renameat_with(&self.fd, name, &to.fd, to_name, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match to.stat_raw(to_name) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(Errno::NOENT) => self.rename(name, to, to_name, RenameFlags::empty()),
+                Err(error) => Err(error.into()),
+            },
+            renamed => Ok(renamed?),
+        }
     }
 
     /// Sets the directory's own times.

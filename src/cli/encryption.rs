@@ -87,7 +87,7 @@ fn show_vault_json(open: &OpenVault) -> CliResult {
         json!({
             "number": epoch.number.0,
             "created": text::time(epoch.created),
-            "usable": open.vault.epochs().wrapping_key(epoch.number).is_ok(),
+            "usable": open.vault.epochs().check(epoch.number).is_ok(),
             "wraps": epoch.wraps.iter().map(|wrap| shown.wrap_json(wrap)).collect::<Vec<_>>(),
         })
     };
@@ -131,7 +131,7 @@ fn show_vault(open: &OpenVault) -> CliResult {
             Some(chain) if chain.current() == epoch.number => " (current of its key)",
             _ => "",
         };
-        let opened = open.vault.epochs().wrapping_key(epoch.number);
+        let opened = open.vault.epochs().check(epoch.number);
         let lost = if opened.is_ok() { "" } else { " (does not open)" };
         let (number, created) = (epoch.number, text::time(epoch.created));
         let _ = writeln!(out, "epoch {number}{current}{lost}, {created}");

@@ -76,20 +76,41 @@ impl Input {
                 metadata: None,
             });
         };
-        let failed = |source| CliError::File {
-            path: path.to_owned(),
-            source,
-        };
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
+        let file = File::open(path).map_err(file_failed(path))?;
+        let metadata = file.metadata().map_err(file_failed(path))?;
         if metadata.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
+            return Err(file_failed(path)(io::ErrorKind::IsADirectory.into()));
         }
         Ok(Input {
             path: path.to_owned(),
             reader: Box::new(file),
             metadata: Some(metadata),
         })
+    }
+
+    /// Opens a file, and has others who reseal it wait until what is returned besides is dropped: of two new headers one would be lost.
+    fn open_to_reseal(path: &Path) -> CliResult<(Self, Option<File>)> {
+        let kind = fs::symlink_metadata(path).map_err(file_failed(path))?.file_type();
+        if kind.is_symlink() {
+            return Err(CliError::LinkToReseal { path: path.to_owned() });
+        }
+        if !kind.is_file() {
+            return Ok((Input::open(Some(path))?, None));
+        }
+        let file = File::open(path).map_err(file_failed(path))?;
+        // Where there are no locks, it is only seen whether it was changed.
+        if let Err(Errno::WOULDBLOCK) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            return Err(CliError::ResealedElsewhere { path: path.to_owned() });
+        }
+        let input = Input {
+            path: path.to_owned(),
+            metadata: Some(file.metadata().map_err(file_failed(path))?),
+            // Not opened anew: on a network filesystem a lock may keep out whoever does that, this process too.
+            reader: Box::new(file.try_clone().map_err(file_failed(path))?),
+        };
+        // Who had the lock before may have put another file in its place.
+        input.check_replaceable()?;
+        Ok((input, Some(file)))
     }
 
     fn progress(&self, what: &'static str) -> Progress {
@@ -100,10 +121,7 @@ impl Input {
     }
 
     fn failed(&self, source: io::Error) -> CliError {
-        CliError::File {
-            path: self.path.clone(),
-            source,
-        }
+        file_failed(&self.path)(source)
     }
 
     /// Tells whether what has the name now is what was read, as it was then. Whoever writes to it can set its time of modification, but not that of change.
@@ -144,24 +162,10 @@ impl Input {
     }
 }
 
-/// Has others who reseal a file wait, until what is returned is dropped: of two new headers one would be lost.
-fn lock(path: &Path) -> CliResult<Option<File>> {
-    let failed = |source| CliError::File {
+fn file_failed(path: &Path) -> impl Fn(io::Error) -> CliError + use<'_> {
+    move |source| CliError::File {
         path: path.to_owned(),
         source,
-    };
-    let kind = fs::symlink_metadata(path).map_err(failed)?.file_type();
-    if kind.is_symlink() {
-        return Err(CliError::LinkToReseal { path: path.to_owned() });
-    }
-    if !kind.is_file() {
-        return Ok(None);
-    }
-    let file = File::open(path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => Err(CliError::ResealedElsewhere { path: path.to_owned() }),
-        // Where there are no locks, it is only seen whether it was changed.
-        _ => Ok(Some(file)),
     }
 }
 
@@ -266,8 +270,7 @@ pub fn open(args: &OpenArgs) -> CliResult {
 
 /// Changes who can open a sealed file; its content stays as it is.
 pub fn reseal(args: &ResealArgs) -> CliResult {
-    let _lock = lock(&args.file)?;
-    let mut input = Input::open(Some(&args.file))?;
+    let (mut input, _lock) = Input::open_to_reseal(&args.file)?;
     let added = recipients(&args.add_recipient)?;
     let reader = std::mem::replace(&mut input.reader, Box::new(io::empty()));
     let mut opened = unlock(&input.path, reader, &args.unlock, args.customer_key.as_deref())?;

@@ -20,6 +20,9 @@ const SEALED_INLINE_MAX: usize = 176;
 /// Characters of the hash that stands for a long name. No sealed name has this length.
 const LONG_HASH_LEN: usize = 44;
 
+/// How many characters names of entries have.
+const ENTRY_LENS: [usize; 11] = [43, LONG_HASH_LEN, 64, 86, 107, 128, 150, 171, 192, 214, 235];
+
 /// Deterministic: the same name in the same directory always seals to the same bytes, so that lookups need no listing.
 const NAME_NONCE: [u8; siv::NONCE_SIZE] = [0; siv::NONCE_SIZE];
 
@@ -58,8 +61,8 @@ pub const CONFLICT_MARK: &str = " (conflict";
 /// Bytes of the hash that tells shortened names of copies from each other.
 const SHORTENED_HASH_SIZE: usize = 6;
 
-// What a tool has added is what is left of the name on disk, of which the shortest entry takes 43 bytes; the mark, the hash and what is around them fit into that.
-const _: () = assert!(CONFLICT_MARK.len() + " )~".len() + SHORTENED_HASH_SIZE.div_ceil(3) * 4 <= 43);
+// What a tool has added is what is left of the name on disk, of which the shortest entry takes 43 bytes; the mark, two hashes and what is around them fit into that.
+const _: () = assert!(CONFLICT_MARK.len() + " )~~".len() + 2 * (SHORTENED_HASH_SIZE.div_ceil(3) * 4) <= 43);
 
 const HEADER_SUFFIX: &str = ".hush";
 const LONG_NAME_SUFFIX: &str = ".long.hush";
@@ -253,34 +256,140 @@ fn decode_inline(entry: &str) -> Option<Vec<u8>> {
     fits.then_some(sealed)
 }
 
-/// Splits a foreign name at the first character outside base64url, where sync tools put what they add.
+/// Splits a foreign name where sync tools add something to an entry's: at the first character outside base64url, or at one in it that a tool is known to put there.
 fn conflict(entry: &str) -> Shape {
-    let is_b64 = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    match entry.find(|c| !is_b64(c)) {
-        Some(at) if decode_inline(&entry[..at]).is_some() || is_long_hash(&entry[..at]) => {
-            Shape::Conflict(entry[..at].to_owned(), entry[at..].to_owned())
-        }
-        _ => Shape::Stranger,
+    let at = entry.find(|c: char| !is_b64(c)).filter(|at| is_entry(&entry[..*at]));
+    // Of the lengths that fit the longest: what is added is short, and begins like none of them.
+    let at = at.or_else(|| {
+        let mut lens = ENTRY_LENS.into_iter().rev();
+        lens.find(|&len| entry.get(len..).is_some_and(is_known_addition) && is_entry(&entry[..len]))
+    });
+    match at.map(|at| entry.split_at(at)) {
+        // The copy of a file with a long name's sealed name.
+        Some((_, rest)) if rest.starts_with(".long") && rest.contains(HEADER_SUFFIX) => Shape::Stranger,
+        Some((base, rest)) => Shape::Conflict(base.to_owned(), rest.to_owned()),
+        None => Shape::Stranger,
     }
+}
+
+fn is_b64(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '-' || c == '_'
+}
+
+fn is_entry(name: &str) -> bool {
+    decode_inline(name).is_some() || is_long_hash(name)
+}
+
+/// Tells whether tools add this to names although it begins with a character of base64url: OneDrive `-HOST` and `-HOST-2`, its client for Linux
+/// `-HOST-safeBackup-0001`, ownCloud and Nextcloud `_conflict-20261122-184500`.
+fn is_known_addition(rest: &str) -> bool {
+    const HOST_MAX: usize = 15;
+    let digits_and_dashes = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    if let Some(time) = rest.strip_prefix("_conflict-") {
+        return time.starts_with(|c: char| c.is_ascii_digit()) && digits_and_dashes(time);
+    }
+    let Some(host) = rest.strip_prefix('-') else {
+        return false;
+    };
+    if let Some((host, number)) = host.rsplit_once("-safeBackup-") {
+        return !host.is_empty() && number.len() == 4 && digits_and_dashes(number);
+    }
+    let host = host
+        .rsplit_once('-')
+        .filter(|(_, n)| n.len() == 1 && digits_and_dashes(n))
+        .map_or(host, |(host, _)| host);
+    let is_of_host = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    (1..=HOST_MAX).contains(&host.len()) && host.chars().all(is_of_host) && !host.starts_with("safeBackup")
+}
+
+/// Tells, without decoding it, whether a name on disk has what a sync tool adds to an entry's, if it is of an entry at all.
+pub fn has_addition(entry: &str) -> bool {
+    !ENTRY_LENS.contains(&entry.len()) || !entry.chars().all(is_b64)
+}
+
+/// Tells whether a name that is none of hushfs's is what a sync tool has left of one: the copy, in a conflict, of what serves an entry, or an unfinished file of
+/// rsync (`.NAME.Ab3xYz`) or Syncthing (`.syncthing.NAME.tmp`).
+pub fn is_left_by_sync_tool(entry: &[u8]) -> bool {
+    let Ok(entry) = std::str::from_utf8(entry) else {
+        return false;
+    };
+    is_copy_of_what_serves(entry) || unfinished(entry).is_some_and(is_of_a_directory)
+}
+
+fn is_copy_of_what_serves(entry: &str) -> bool {
+    let of_directory = entry.strip_prefix("dir");
+    let of_file = entry.split_at_checked(ID_TEXT_LEN);
+    let of_file = of_file.and_then(|(id, rest)| parse_id(id).map(|_| rest));
+    let of_long_name = entry
+        .split_at_checked(LONG_HASH_LEN)
+        .filter(|(hash, _)| is_long_hash(hash));
+    let of_long_name = of_long_name.and_then(|(_, rest)| rest.strip_prefix(".long"));
+    // Tools put what they add before the last dot, or at the end.
+    let is_copy = |rest: &str| {
+        let begins = rest.starts_with([' ', '.', '-', '_', '(', '~']);
+        begins && (rest.starts_with(HEADER_SUFFIX) || rest.ends_with(HEADER_SUFFIX))
+    };
+    [of_directory, of_file, of_long_name].into_iter().flatten().any(is_copy)
+}
+
+/// Returns of what a sync tool was making a file.
+fn unfinished(entry: &str) -> Option<&str> {
+    let of_syncthing = [".syncthing.", "~syncthing~"].into_iter();
+    let mut of_syncthing = of_syncthing.filter_map(|start| entry.strip_prefix(start)?.strip_suffix(".tmp"));
+    let of_rsync = || {
+        let (name, random) = entry.strip_prefix('.')?.rsplit_once('.')?;
+        (random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric())).then_some(name)
+    };
+    of_syncthing.next().or_else(of_rsync)
+}
+
+/// Tells whether a name is of what hushfs makes in any directory.
+fn is_of_a_directory(entry: &str) -> bool {
+    matches!(
+        shape(entry.as_bytes()),
+        Shape::Inline(_)
+            | Shape::Long
+            | Shape::Header(_)
+            | Shape::LongNameFile(_)
+            | Shape::LinkFile(_)
+            | Shape::DirectoryHeader
+    )
 }
 
 /// Returns the name under which a sync tool's copy of an entry shows; `rest` is what the tool has added. Of a name that would be too long it has the
 /// beginning, and a hash that tells it from others with the same beginning.
 pub fn conflict_name(name: &[u8], rest: &str) -> Vec<u8> {
-    let rest = rest.trim_matches([' ', '.', '(', ')']);
-    let added = format!("{CONFLICT_MARK} {rest})");
+    let added = format!("{CONFLICT_MARK} {})", shown_addition(rest));
     if name.len() + added.len() <= NAME_MAX {
         return [name, added.as_bytes()].concat();
     }
-    let added = format!(
-        "~{}{added}",
-        BASE64URL_NOPAD.encode(&long_name_hash(name)[..SHORTENED_HASH_SIZE])
-    );
+    let added = format!("~{}{added}", short_hash(name));
     let mut len = name.len().min(NAME_MAX.saturating_sub(added.len()));
     while len > 0 && is_inside_character(name[len]) {
         len -= 1;
     }
     [&name[..len], added.as_bytes()].concat()
+}
+
+/// Returns how what a tool has added shows: without the dots and brackets around it, and where these are not those it most often has, with a hash. Otherwise `NAME (1)`
+/// and `NAME.1` had one name, and who writes to one would read the other.
+fn shown_addition(rest: &str) -> String {
+    let inner = rest.trim_matches([' ', '.', '(', ')']);
+    let usual = match inner.chars().next() {
+        Some(first) if first.is_ascii_digit() || first.is_alphanumeric() && inner.contains(' ') => {
+            format!(" ({inner})")
+        }
+        Some(first) if first.is_alphanumeric() => format!(".{inner}"),
+        _ => inner.to_owned(),
+    };
+    match rest == usual {
+        true => inner.to_owned(),
+        false => format!("{inner}~{}", short_hash(rest.as_bytes())),
+    }
+}
+
+fn short_hash(bytes: &[u8]) -> String {
+    BASE64URL_NOPAD.encode(&long_name_hash(bytes)[..SHORTENED_HASH_SIZE])
 }
 
 /// Tells whether a byte is none that a character begins with in UTF-8.
@@ -372,10 +481,13 @@ mod tests {
             .map(|len| seal(&key(), &vec![b'n'; len]).entry.len())
             .collect();
         assert_eq!(
-            lengths.into_iter().collect::<Vec<_>>(),
+            lengths.iter().copied().collect::<Vec<_>>(),
             [43, 64, 86, 107, 128, 150, 171, 192, 214, 235]
         );
         assert_eq!(seal(&key(), &[b'n'; 161]).entry.len(), 44);
+        let mut known = lengths;
+        known.insert(44);
+        assert_eq!(known.into_iter().collect::<Vec<_>>(), ENTRY_LENS);
     }
 
     #[test]
@@ -446,6 +558,97 @@ mod tests {
         );
         let copy = format!("{entry}.sync-conflict-20260101-120000-ABCDEFG");
         assert!(matches!(shape(copy.as_bytes()), Shape::Conflict(name, _) if name == entry));
+    }
+
+    #[test]
+    fn what_tools_add_with_characters_of_a_sealed_name_is_known() {
+        for len in [1, 20, 100, 160, 200] {
+            let entry = seal(&key(), &vec![b'n'; len]).entry;
+            for added in [
+                "-DESKTOP1",
+                "-MACBOOK-PRO",
+                "-DESKTOP1-2",
+                "-my.host-safeBackup-0001",
+                "-a-host-of-a-long-name-safeBackup-0001",
+                "_conflict-20261122-184500",
+            ] {
+                let copy = format!("{entry}{added}");
+                assert!(copy.len() > NAME_MAX || has_addition(&copy), "{copy}");
+                assert_eq!(
+                    shape(copy.as_bytes()),
+                    Shape::Conflict(entry.clone(), added.into()),
+                    "{copy}"
+                );
+            }
+            for other in [
+                "-",
+                "_",
+                "-safeBackup-0001",
+                "_conflict-",
+                "_of-a-stranger",
+                "-anamethatnohosthas",
+            ] {
+                let copy = format!("{entry}{other}");
+                assert!(!matches!(shape(copy.as_bytes()), Shape::Conflict(..)), "{copy}");
+            }
+            assert!(!has_addition(&entry));
+        }
+    }
+
+    #[test]
+    fn what_sync_tools_leave_of_what_serves_entries_is_known() {
+        let id = FileId([3; 16]).to_b64();
+        let (short, long) = (seal(&key(), b"a").entry, seal(&key(), &[b'n'; 200]).entry);
+        for left in [
+            format!("{id}.sync-conflict-20260101-120000-ABCDEFG.hush"),
+            format!("{id} (Ann's conflicted copy).hush"),
+            format!("{id}-DESKTOP1.hush"),
+            format!("{id}.hush.orig"),
+            format!("{id}.link.sync-conflict-1.hush"),
+            format!("{long}.long.sync-conflict-1.hush"),
+            "dir.sync-conflict-1.hush".into(),
+            "dir (1).hush".into(),
+            "dir_conflict-20261122-184500.hush".into(),
+            format!(".{short}.Ab3xYz"),
+            format!(".{long}.Ab3xYz"),
+            format!(".{id}.hush.Ab3xYz"),
+            ".dir.hush.Ab3xYz".into(),
+            format!(".syncthing.{short}.tmp"),
+            format!("~syncthing~{id}.hush.tmp"),
+        ] {
+            assert!(is_left_by_sync_tool(left.as_bytes()), "{left}");
+            assert_eq!(shape(left.as_bytes()), Shape::Stranger, "{left}");
+        }
+        for other in [
+            &b"\xff"[..],
+            b".~tmp~",
+            b".stfolder",
+            b"directory.hush",
+            b"dirt",
+            b"dir",
+            b"dir.orig",
+            b"vault.sync-conflict-1.hush",
+            b"keystore (1).hush",
+            b".notes.Ab3xYz",
+            b".vault.hush.Ab3xYz",
+            b".syncthing.notes.tmp",
+            format!(".{short}.orig").as_bytes(),
+            format!("{short}.sync-conflict-1").as_bytes(),
+        ] {
+            assert!(!is_left_by_sync_tool(other), "{}", String::from_utf8_lossy(other));
+        }
+    }
+
+    #[test]
+    fn copies_of_one_entry_show_under_names_of_their_own() {
+        let rests = [
+            " (1)", ".1", " 1", "(1)", "..1", "-1", "~1", " (a b)", ".a b", ".a", " (a)", "-HOST", ".-HOST", "~",
+        ];
+        let shown: std::collections::BTreeSet<_> = rests.iter().map(|rest| conflict_name(b"n", rest)).collect();
+        assert_eq!(shown.len(), rests.len());
+        assert_eq!(conflict_name(b"n", " (1)"), b"n (conflict 1)");
+        assert_eq!(conflict_name(b"n", "-HOST"), b"n (conflict -HOST)");
+        assert_eq!(conflict_name(b"n", " (Ann's copy)"), b"n (conflict Ann's copy)");
     }
 
     #[test]

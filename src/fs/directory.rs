@@ -612,7 +612,7 @@ impl Fs {
     ///
     /// # Errors
     ///
-    /// [`FsError::NotEmpty`] when it holds entries, or files that are none of hushfs's.
+    /// [`FsError::NotEmpty`] when it holds entries, or files that are none of hushfs's and none that sync tools have made of these.
     pub fn remove_directory(&self, at: NameIn<'_>) -> FsResult<()> {
         self.check_writable()?;
         let directory = self.directory(at.parent)?;
@@ -623,9 +623,9 @@ impl Fs {
         match removed {
             Err(FsError::Io(error)) if is_not_empty(&error) => {
                 let dir = directory.dir.open_dir(&disk)?;
-                match clear_empty_directory(&dir) {
+                match clear_empty_directory(&dir, &disk) {
                     // Some filesystems show files that were removed, under other names, until they are closed: NFS, and many of FUSE.
-                    Err(FsError::NotEmpty) if self.free_room() => clear_empty_directory(&dir)?,
+                    Err(FsError::NotEmpty) if self.free_room() => clear_empty_directory(&dir, &disk)?,
                     cleared => cleared?,
                 }
                 self.remove_entry(&mut going, || directory.dir.rmdir(&disk))?;
@@ -927,7 +927,7 @@ impl Fs {
                 .dir
                 .open_dir(target_disk)
                 .map_err(FsError::from)
-                .and_then(|dir| clear_empty_directory(&dir))
+                .and_then(|dir| clear_empty_directory(&dir, target_disk))
                 .and_then(|()| Ok(rename()?)),
             result => result.map_err(FsError::from),
         };
@@ -1189,11 +1189,12 @@ fn is_not_empty(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST))
 }
 
-/// Removes hushfs's own files from a directory that holds no entries.
+/// Removes hushfs's own files from a directory that holds no entries, and what sync tools have made of these. `disk` is its name.
 ///
 /// A crash in between leaves an empty directory under another id, which makes no difference to an empty one.
-fn clear_empty_directory(dir: &Dir) -> FsResult<()> {
+fn clear_empty_directory(dir: &Dir, disk: &str) -> FsResult<()> {
     let mut own = Vec::new();
+    let mut foreign = None;
     let mut stream = dir.stream()?;
     while let Some(entry) = stream.next_entry()? {
         match name::shape(entry.name) {
@@ -1203,13 +1204,21 @@ fn clear_empty_directory(dir: &Dir) -> FsResult<()> {
             | Shape::LinkFile(_)
             | Shape::DirectoryHeader
             | Shape::Temporary => own.push(entry.name.to_vec()),
-            Shape::Inline(_)
-            | Shape::Long
-            | Shape::Conflict(..)
-            | Shape::VaultFile
-            | Shape::LostAndFound
-            | Shape::Stranger => return Err(FsError::NotEmpty),
+            Shape::Inline(_) | Shape::Long | Shape::Conflict(..) => return Err(FsError::NotEmpty),
+            Shape::Stranger if entry.kind != FileType::Directory && name::is_left_by_sync_tool(entry.name) => {
+                own.push(entry.name.to_vec());
+            }
+            Shape::VaultFile | Shape::LostAndFound | Shape::Stranger => {
+                foreign.get_or_insert(entry.name.to_vec());
+            }
         }
+    }
+    if let Some(foreign) = foreign {
+        log::warn!(
+            "{disk} looks empty and stays: {:?} in it was not made by hushfs: remove that from the vault's directory",
+            String::from_utf8_lossy(&foreign)
+        );
+        return Err(FsError::NotEmpty);
     }
     for name in own {
         if let Ok(name) = std::str::from_utf8(&name) {

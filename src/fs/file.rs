@@ -340,8 +340,8 @@ impl Fs {
     }
 
     fn check_usable(&self, directory: &Arc<Node>, key: KeyOfFile) -> FsResult<()> {
-        let usable = self.vault.epochs().wrapping_key(key.epoch);
-        let lasting = usable.and_then(|_| self.vault.check_not_retired(key.epoch));
+        let usable = self.vault.epochs().check(key.epoch);
+        let lasting = usable.and_then(|()| self.vault.check_not_retired(key.epoch));
         lasting.map_err(self.at(directory, ""))
     }
 

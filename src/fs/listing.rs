@@ -123,9 +123,8 @@ impl Fs {
         stat: &rustix::fs::Stat,
     ) -> FsResult<Found> {
         let found = self.found(directory, name, disk, stat)?;
-        // Where there are many entries, a look at each that can be none of them counts: what is added to a name is in no sealed name.
-        let is_sealed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        if !disk.bytes().all(is_sealed) {
+        // Where there are many entries, a look at each that can be none of them counts.
+        if name::has_addition(disk) {
             self.mark_conflict(directory, &found.node, disk);
         }
         Ok(found)

@@ -47,6 +47,7 @@ impl Watch {
 impl Fs {
     /// Has what is seen of files compared and recorded from now on.
     pub fn set_watch(&mut self, watch: Watch) {
+        self.vault.take_over_nothing();
         self.watch = Some(watch);
     }
 

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::fs::XattrFlags;
 
 use super::finding::join;
 use crate::{
@@ -35,16 +35,7 @@ impl Lost {
     pub fn set_aside(&mut self, dir: &Dir, disk_path: &[u8]) -> io::Result<String> {
         let (above, entry) = split(disk_path)?;
         let (to, path) = self.directory_for(above)?;
-        let name = first_free(entry, |name| {
-            match dir.rename(entry, &to, name, RenameFlags::NOREPLACE) {
-                // Not every filesystem can refuse to replace; nobody else uses the vault meanwhile.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => match to.stat(name) {
-                    Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-                    Err(_) => dir.rename(entry, &to, name, RenameFlags::empty()),
-                },
-                result => result,
-            }
-        })?;
+        let name = first_free(entry, |name| dir.rename_to_free(entry, &to, name))?;
         to.sync()?;
         dir.sync()?;
         Ok(format!("{path}/{name}"))

@@ -14,7 +14,7 @@ use std::{
     path::PathBuf,
 };
 
-use rustix::fs::{FileType, RenameFlags, Stat, Timespec};
+use rustix::fs::{FileType, Stat, Timespec};
 
 use super::{
     finding::{Finding, Problem, Severity, join, unusable},
@@ -520,13 +520,7 @@ impl Inside {
 
 /// Renames durably, and replaces nothing.
 fn rename(dir: &Dir, from: &str, to_dir: &Dir, to: &str) -> io::Result<()> {
-    match dir.rename(from, to_dir, to, RenameFlags::NOREPLACE) {
-        // Not every filesystem can refuse to replace; nobody else uses the vault meanwhile.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            dir.rename(from, to_dir, to, RenameFlags::empty())?
-        }
-        result => result?,
-    }
+    dir.rename_to_free(from, to_dir, to)?;
     to_dir.sync()?;
     dir.sync()
 }
@@ -914,9 +908,9 @@ impl Mender<'_> {
     fn directory(&mut self, site: &Site, name: &[u8], is_accepted: bool) -> Mended {
         let dir = site.dir.open_dir(&site.disk)?;
         let born = self.vault.born_directory_keys(site.keys.id, name).id;
-        let said = match self.vault.load_directory_header(&dir) {
-            Ok(header) => header.map(|header| header.directory),
-            Err(VaultError::DirectoryDamaged(_)) => None,
+        let (said, is_damaged) = match self.vault.load_directory_header(&dir) {
+            Ok(header) => (header.map(|header| header.directory), false),
+            Err(VaultError::DirectoryDamaged(_)) => (None, true),
             Err(error) => return Err(error.into()),
         };
         let listed = Inside::list(&dir)?;
@@ -945,7 +939,7 @@ impl Mender<'_> {
             return Err(Why::Ambiguous([vec![inside.above], elsewhere].concat()));
         }
         // A tool that has merged two trees may have brought a part of a directory that goes by another name there.
-        let may_share = said.is_none() && id != born && self.are_usable(id, &site.disk_path());
+        let may_share = said.is_none() && !is_damaged && id != born && self.are_usable(id, &site.disk_path());
         if !listed.entries.is_empty() && !elsewhere.is_empty() && !may_share {
             return Err(Why::Ambiguous(elsewhere));
         }

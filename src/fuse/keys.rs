@@ -95,6 +95,7 @@ struct Checker<S> {
 impl<S: Source> Checker<S> {
     fn run(&mut self, shared: &Shared) {
         while !shared.ended.load(Ordering::Acquire) {
+            self.keeper.learn(self.fs.vault().epochs());
             let changes = self.keeper.round(shared.at_once.swap(false, Ordering::AcqRel));
             self.carry_out(&changes);
             let next = self.again.iter().map(|(time, _)| *time).min();

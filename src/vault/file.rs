@@ -92,7 +92,7 @@ impl Keyed {
     fn new(vault: &Vault, content: FileContent, header: &FileHeader) -> Result<Self, VaultError> {
         Ok(Keyed {
             content,
-            access: vault.epochs().access(header.fields.epoch)?.clone(),
+            access: vault.epochs().access(header.fields.epoch)?,
             own: vault.own_access(header),
         })
     }

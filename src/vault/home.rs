@@ -24,7 +24,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{asker::EpochAsker, audit::AuditLog, keys::KeysInUse, source::KeyAsker};
+use self::{
+    asker::EpochAsker,
+    audit::AuditLog,
+    keys::KeysInUse,
+    source::{HeaderReader, KeyAsker},
+};
 pub use self::{
     audit::{AuditError, Call, FileAudit, FileUse, LogReader, Recorded, Verified},
     change::ChangeError,
@@ -37,6 +42,7 @@ use super::{
     EpochKeys, Vault,
     choice::KeyChoice,
     freshness::Limits,
+    header_watch::EpochTaker,
     journal::recovery::{self, Recovered},
     keeper::Keeper,
 };
@@ -633,6 +639,8 @@ impl OpenVault {
     /// Of files without a bucket key operations do not wait to hear whether they may be used.
     pub fn into_kept_vault(mut self, limits: Limits) -> (Vault, VaultHome, Keeper<KeptKeys>) {
         self.vault.own_keys.defer(limits);
+        let reader = HeaderReader::new(&self.keys, &self.header, &self.vault);
+        self.vault.taker = reader.map(|reader| Box::new(reader) as Box<dyn EpochTaker>);
         let keys = KeptKeys::new(self.keys, &self.header);
         let keeper = Keeper::new(keys, self.vault.epochs(), limits, alarm::since_boot);
         (self.vault, self.home, keeper)
@@ -903,7 +911,7 @@ fn customer_epoch(header: &VaultHeader, epochs: &EpochKeys) -> Result<Epoch, Ope
         return Err(OpenError::NoCustomerKeys);
     }
     known
-        .find(|&epoch| epochs.wrapping_key(epoch).is_ok())
+        .find(|&epoch| epochs.check(epoch).is_ok())
         .ok_or(OpenError::WrongCustomerKey)
 }
 

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     crypto::keys::WrappingKey,
+    format::vault::EpochRecord,
     ids::{Epoch, KeyId},
     keystore::KeyError,
 };
@@ -38,6 +39,9 @@ pub trait Source {
 
     /// Returns the error of an epoch whose key nobody answers for.
     fn unanswered(&self, epoch: Epoch) -> KeyError;
+
+    /// Learns of an epoch that was taken over, and whose key was had just then.
+    fn learn(&mut self, epoch: &Arc<EpochRecord>);
 }
 
 type Answer = Result<WrappingKey, KeyError>;
@@ -101,7 +105,10 @@ pub struct Change {
 /// Keeps the keys of one vault.
 pub struct Keeper<S> {
     source: S,
+    limits: Limits,
     clock: fn() -> Duration,
+    /// How many of the epochs that were taken over are known.
+    learned: usize,
     keys: BTreeMap<Epoch, Kept>,
     /// Keys held elsewhere that are being asked for.
     asking: BTreeSet<KeyId>,
@@ -132,7 +139,9 @@ impl<S: Source> Keeper<S> {
         Keeper {
             keys: asked.map(|access| (access.epoch(), kept(access))).collect(),
             source,
+            limits,
             clock,
+            learned: 0,
             asking: BTreeSet::new(),
             heard,
             teller,
@@ -143,6 +152,21 @@ impl<S: Source> Keeper<S> {
     /// Says how to wake up who waits until [`next`](Self::next).
     pub fn set_wake(&mut self, wake: impl Fn() + Send + Sync + 'static) {
         self.wake = Arc::new(wake);
+    }
+
+    /// Keeps the keys of epochs, too, that were taken over since the vault was opened.
+    pub fn learn(&mut self, epochs: &EpochKeys) {
+        for taken in epochs.taken_since(self.learned) {
+            self.learned += 1;
+            self.source.learn(&taken.record);
+            if self.source.has_custodian(taken.record.number) {
+                let kept = Kept {
+                    watch: Watch::new(self.limits, taken.asked, Ok(())),
+                    access: taken.access,
+                };
+                self.keys.insert(taken.record.number, kept);
+            }
+        }
     }
 
     /// Returns when [`round`](Self::round) is to be called again, if nothing wakes the caller before.
@@ -367,6 +391,8 @@ mod tests {
         fn unanswered(&self, _: Epoch) -> KeyError {
             AWAY
         }
+
+        fn learn(&mut self, _: &Arc<EpochRecord>) {}
     }
 
     /// Two epochs whose keys are had; the key of an epoch is its number, 32 times.
@@ -385,8 +411,8 @@ mod tests {
     }
 
     fn refusal(epochs: &EpochKeys, epoch: u32) -> Option<KeyError> {
-        match epochs.wrapping_key(Epoch(epoch)) {
-            Ok(_) => None,
+        match epochs.check(Epoch(epoch)) {
+            Ok(()) => None,
             Err(VaultError::EpochKey(Epoch(of), error)) if of == epoch => Some(error),
             Err(error) => panic!("{error}"),
         }
@@ -447,7 +473,7 @@ mod tests {
         assert_eq!(refusal(&epochs, 1), Some(AWAY));
         NOW.set(1001);
         assert_eq!(keeper.round(false), [change(1, State::Fresh)]);
-        assert_eq!(epochs.wrapping_key(Epoch(1)).unwrap().as_bytes(), &[1; 32]);
+        assert_eq!(epochs.access(Epoch(1)).unwrap().key().unwrap().as_bytes(), &[1; 32]);
     }
 
     #[test]

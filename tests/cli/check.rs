@@ -682,6 +682,12 @@ fn what_another_machine_made_in_a_directory_that_was_renamed_stays_where_the_use
     for file in [&inner, &header] {
         fs::copy(now.join(file.file_name().unwrap()), file).unwrap();
     }
+    // Not where there is one, though it is damaged.
+    fs::write(disk.join("dir.hush"), "of another directory").unwrap();
+    let told = sample.run("fsck --repair --accept-directory renamed");
+    assert_eq!(told.code, 4, "{}", told.out);
+    assert!(fs::read(disk.join("dir.hush")).unwrap() == b"of another directory");
+    fs::remove_file(disk.join("dir.hush")).unwrap();
     let told = sample.run("fsck --repair");
     assert_eq!(told.code, 4, "{}", told.out);
     let accepting = "`hushfs fsck --repair --accept-directory=renamed vault` makes its header";

@@ -435,7 +435,7 @@ fn a_keystore_is_made_where_none_is() {
     place.refused(
         &format!("ls {KEY} vault"),
         4,
-        "vault: no keystore.hush in it: name the keystore with --keystore, or put it back from a backup",
+        "vault: no keystore.hush in it: name the keystore with --keystore, wait for the sync tool to finish, or put it back from a backup",
     );
     assert_eq!(
         place.run(&format!("init --key alias/x {KEY} more")).code,

@@ -213,6 +213,43 @@ fn every_call_of_a_command_that_is_recorded_fails() {
     }
 }
 
+#[test]
+fn files_are_made_where_no_rename_refuses_to_replace_and_no_file_has_two_names() {
+    if !can_inject() {
+        return;
+    }
+    let place = Place(tempfile::tempdir().unwrap());
+    fs::write(place.path("key"), [7; 32]).unwrap();
+    fs::write(place.path("report"), content_of(FILE)).unwrap();
+    let commands = [
+        ("recipient generate ann", "ann"),
+        ("seal --key-file key report", "report.hush"),
+    ];
+    for (command, made) in commands {
+        let mut hushfs = place.command(command);
+        let injector = Injector::watch(&mut hushfs, place.0.path());
+        injector.arm(Fault::Lacking(libc::EINVAL), 1);
+        let output = hushfs.output().unwrap();
+        let hits = injector.disarm().hits;
+        assert!(output.status.success(), "{command}: {}", said(&output));
+        for call in ["renameat2", "linkat", "fsync"] {
+            assert!(hits.iter().any(|hit| hit.starts_with(call)), "{command}: {hits:?}");
+        }
+        let content = fs::read(place.path(made)).unwrap();
+        assert!(!content.is_empty());
+        let mut again = place.command(command);
+        Injector::watch(&mut again, place.0.path()).arm(Fault::Lacking(libc::EINVAL), 1);
+        assert!(!again.output().unwrap().status.success(), "{command}");
+        assert!(fs::read(place.path(made)).unwrap() == content, "{command}");
+    }
+    let mut names: Vec<_> = fs::read_dir(place.0.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["ann", "key", "report", "report.hush"]);
+}
+
 fn try_faults(changes: &[Change], faults: &[(Fault, usize)]) {
     let place = Place::new();
     let pristine = tempfile::tempdir().unwrap();

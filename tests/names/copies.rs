@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hushfs::fs::{Caller, Fs, FsResult, NameIn, ROOT};
+use hushfs::fs::{Caller, Fs, FsError, FsResult, NameIn, ROOT};
 
 use crate::{
     assert_sealed, at, open,
@@ -517,4 +517,78 @@ fn a_mount_that_shares_leaves_to_others_what_their_files_may_need() {
     });
     assert_sealed(&bench, 1);
     assert_eq!(ending(&bench, ".hush"), 1);
+}
+
+#[test]
+fn a_copy_whose_addition_begins_as_a_sealed_name_may_shows_and_goes() {
+    let (bench, disk) = with_file("shared");
+    let added = ["-DESKTOP1", "_conflict-20261122-184500", ".1", " (1)"];
+    for added in added {
+        fs::copy(
+            &disk,
+            disk.with_file_name(format!("{}{added}", disk.file_name().unwrap().display())),
+        )
+        .unwrap();
+    }
+    with_mount(&bench, |fs, _| {
+        let names = listed(fs, ROOT);
+        assert_eq!(names.len(), 1 + added.len(), "{names:?}");
+        for name in &names {
+            assert_eq!(read(fs, ROOT, name.as_bytes()).unwrap(), CONTENT, "{name}");
+        }
+        let id = fs.look_up(ROOT, b"shared (conflict -DESKTOP1)").unwrap().node.id;
+        fs.open(id, true).unwrap();
+        fs.write(id, 0, b"WHAT").unwrap();
+        fs.release(id);
+        unlink(fs, b"shared (conflict 1)");
+        assert_eq!(listed(fs, ROOT).len(), added.len());
+    });
+    with_mount(&bench, |fs, _| {
+        let written = read(fs, ROOT, b"shared (conflict -DESKTOP1)").unwrap();
+        assert_eq!(written, b"WHAT must not be lost");
+        for name in listed(fs, ROOT) {
+            unlink(fs, name.as_bytes());
+        }
+    });
+    assert_sealed_without_files(&bench);
+}
+
+#[test]
+fn a_directory_goes_with_what_sync_tools_left_of_its_files_and_stays_with_what_is_not_of_the_vault() {
+    let bench = Bench::with_init_options(&[]);
+    let mut disk = PathBuf::new();
+    with_mount(&bench, |fs, caller| {
+        let parent = fs.make_directory(at(b"d"), 0o700, caller).unwrap().node.id;
+        disk = make(&bench, fs, NameIn { parent, name: b"n" }, caller);
+        rename(fs, at(b"d"), at(b"e")).unwrap();
+    });
+    let renamed = on_disk(&bench.vault()).into_iter().find(|path| path.is_dir()).unwrap();
+    let entry = disk.file_name().unwrap().to_str().unwrap().to_owned();
+    let header = on_disk(&renamed).into_iter().find(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.ends_with(".hush") && name != "dir.hush"
+    });
+    let header = header.unwrap();
+    let id = header.file_stem().unwrap().to_str().unwrap();
+    for (from, left) in [
+        (&header, format!("{id}.sync-conflict-1.hush")),
+        (&header, format!(".{id}.hush.Ab3xYz")),
+        (&renamed.join(&entry), format!(".{entry}.Ab3xYz")),
+        (&renamed.join(&entry), format!(".syncthing.{entry}.tmp")),
+        (&renamed.join("dir.hush"), "dir (Ann's copy).hush".to_owned()),
+    ] {
+        fs::copy(from, renamed.join(left)).unwrap();
+    }
+    fs::write(renamed.join(".stfolder"), "").unwrap();
+    with_mount(&bench, |fs, _| {
+        let parent = fs.look_up(ROOT, b"e").unwrap().node.id;
+        fs.clear(fs.unlink(NameIn { parent, name: b"n" }).unwrap());
+        assert!(listed(fs, parent).is_empty());
+        assert!(matches!(fs.remove_directory(at(b"e")), Err(FsError::NotEmpty)));
+        assert!(renamed.join(format!(".{entry}.Ab3xYz")).exists());
+        fs::remove_file(renamed.join(".stfolder")).unwrap();
+        fs.remove_directory(at(b"e")).unwrap();
+    });
+    assert!(!renamed.exists());
+    assert_sealed_without_files(&bench);
 }

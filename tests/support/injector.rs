@@ -97,13 +97,19 @@ pub enum Fault {
     Short(i32),
     /// A sync of a file fails, once: fsync(2), fdatasync(2) or sync_file_range(2).
     Sync(i32),
+    /// What some filesystems do not have fails, each time: a rename that replaces nothing, a second name for a file, the sync of a directory.
+    Lacking(i32),
 }
 
 impl Fault {
     /// Returns the errno that callers may see.
     pub fn errno(self) -> i32 {
         match self {
-            Fault::Once(errno) | Fault::From(errno) | Fault::Short(errno) | Fault::Sync(errno) => errno,
+            Fault::Once(errno)
+            | Fault::From(errno)
+            | Fault::Short(errno)
+            | Fault::Sync(errno)
+            | Fault::Lacking(errno) => errno,
         }
     }
 
@@ -113,6 +119,10 @@ impl Fault {
         match (self, self.errno()) {
             (Fault::Short(_), _) => call.can_stop,
             (Fault::Sync(_), _) => matches!(call.name, "fsync" | "fdatasync" | "sync_file_range"),
+            (Fault::Lacking(_), _) => match call.name {
+                "fsync" => call.is_of_directory,
+                name => matches!(name, "renameat2" | "linkat"),
+            },
             (_, libc::ENOSPC | libc::EDQUOT) => call.takes_space,
             (_, libc::EMFILE) => opens,
             _ => true,
@@ -143,6 +153,7 @@ pub struct Call {
     takes_space: bool,
     /// A write that may stop at a page.
     can_stop: bool,
+    is_of_directory: bool,
     line: String,
 }
 
@@ -374,6 +385,7 @@ impl Supervisor {
             name,
             takes_space: *takes_space || creates,
             can_stop: part.is_some(),
+            is_of_directory: path.is_dir(),
             line: line.clone(),
         };
         plan.calls.push(seen.clone());
@@ -395,7 +407,7 @@ impl Supervisor {
         }
         plan.seen += 1;
         let hits = match fault {
-            Fault::From(_) => plan.seen >= n,
+            Fault::From(_) | Fault::Lacking(_) => plan.seen >= n,
             _ => plan.seen == n,
         };
         if !hits {

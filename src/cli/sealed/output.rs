@@ -13,7 +13,8 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Mode, RenameFlags},
+    fs::{AtFlags, CWD, Mode, RenameFlags},
+    io::Errno,
     process::umask,
 };
 use signal_hook::{
@@ -209,10 +210,11 @@ impl NewFile {
         };
         self.rename()?;
         self.is_kept = true;
-        match directory {
-            Some(directory) => directory.sync_all(),
-            // One that may be written to and not be read, as where people put files for someone, cannot be synced by itself.
-            None => Ok(rustix::fs::syncfs(&self.file)?),
+        let synced = directory.map(|directory| rustix::fs::fsync(&directory));
+        match synced {
+            // One that may be written to and not be read, as where people put files for someone, cannot be synced by itself; and some filesystems do that with none.
+            None | Some(Err(Errno::INVAL)) => Ok(rustix::fs::syncfs(&self.file)?),
+            Some(synced) => Ok(synced?),
         }
     }
 
@@ -222,12 +224,31 @@ impl NewFile {
         }
         match rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
             // A filesystem that has no such rename.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                fs::hard_link(&self.temporary, &self.path)?;
-                fs::remove_file(&self.temporary)
-            }
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link(),
             renamed => Ok(renamed?),
         }
+    }
+
+    fn link(&self) -> io::Result<()> {
+        match rustix::fs::linkat(CWD, &self.temporary, CWD, &self.path, AtFlags::empty()) {
+            // Nor more than one name for a file.
+            Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK | Errno::INVAL) => self.claim(),
+            linked => {
+                linked?;
+                fs::remove_file(&self.temporary)
+            }
+        }
+    }
+
+    /// Takes the name with an empty file, which nobody else can do any more, and puts what was written in its place.
+    fn claim(&self) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).open(&self.path)?;
+        let renamed = fs::rename(&self.temporary, &self.path);
+        if renamed.is_err() {
+            let _ = fs::remove_file(&self.path);
+        }
+        renamed
     }
 }
 

@@ -205,7 +205,7 @@ impl OpenVault {
         match self.header.chain(key.0) {
             Some(chain) => {
                 let is_same = current_wrap(&self.header, chain).is_some_and(|wrap| wrap.context == context);
-                if is_same && self.vault.epochs.wrapping_key(chain.current()).is_ok() {
+                if is_same && self.vault.epochs.check(chain.current()).is_ok() {
                     self.refresh(now)?;
                     return Ok(Vec::new());
                 }
@@ -260,7 +260,7 @@ impl OpenVault {
     }
 
     fn chains_where(&self, is_meant: impl Fn(&EpochRecord) -> bool) -> Vec<(KeyHandle, ContextPairs)> {
-        let opens = |chain: &&KeyChain| self.vault.epochs.wrapping_key(chain.current()).is_ok();
+        let opens = |chain: &&KeyChain| self.vault.epochs.check(chain.current()).is_ok();
         let mut meant = Vec::new();
         for chain in self.header.chains.iter().filter(opens) {
             let record = self.header.epoch(chain.current());

@@ -117,12 +117,12 @@ impl fmt::Display for OpenError {
             ),
             OpenError::HeaderMissing { path } => write!(
                 f,
-                "{}: {VAULT_HEADER} is missing: put it back from a backup; if `hushfs init` was interrupted here, remove {KEYSTORE} and run it again",
+                "{}: {VAULT_HEADER} is missing: wait for the sync tool to finish, or put it back from a backup; if `hushfs init` was interrupted here, remove {KEYSTORE} and run it again",
                 path.display()
             ),
             OpenError::KeystoreMissing { path } => write!(
                 f,
-                "{}: no {KEYSTORE} in it: name the keystore with --keystore, or put it back from a backup",
+                "{}: no {KEYSTORE} in it: name the keystore with --keystore, wait for the sync tool to finish, or put it back from a backup",
                 path.display()
             ),
             OpenError::NoKeystore { path } => write!(
@@ -186,7 +186,7 @@ impl fmt::Display for OpenError {
             }
             OpenError::RolledBack { current, lowest } => write!(
                 f,
-                "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not"
+                "{VAULT_HEADER}: an old one was put back (epoch {current}, the keystore has seen {lowest}): wait for the sync tool to finish, or put the newest one back; a backup that is to be written to needs `hushfs vault rotate --accept-older-header` first, reading does not"
             ),
             OpenError::OtherVault { vault } => write!(
                 f,

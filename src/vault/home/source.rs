@@ -12,18 +12,23 @@ use super::{
     KeySource, KeystoreHome, OpenKeystore, VAULT_HEADER,
     asker::EpochAsker,
     audit::{AuditLog, REFUSED, Recorded},
+    unwrap_names_root,
 };
 use crate::{
-    backing::Stamp,
+    backing::{Stamp, alarm},
     crypto::keys::EpochKey,
     format::{
         FormatError,
+        layout::Layout,
         name::KEYSTORE,
-        vault::{CustodianKind, EpochRecord, VaultHeader},
+        vault::{CustodianKind, EpochRecord, UnverifiedVaultHeader, VaultHeader},
     },
-    ids::{Epoch, KeyId, VaultId},
+    ids::{Epoch, KeyId, NamesMark, VaultId},
     keystore::{AgentClient, Context, Custodian, KeyError, KeyHandle, LocalKeystore, WrappedKey},
     vault::{
+        EpochKeys, TakenEpoch, Vault,
+        access::EpochAccess,
+        header_watch::EpochTaker,
         keeper::{Question, Source},
         own_keys::FileCustodian,
     },
@@ -79,6 +84,13 @@ impl Source for KeptKeys {
     fn unanswered(&self, epoch: Epoch) -> KeyError {
         self.source().unanswered(epoch)
     }
+
+    fn learn(&mut self, epoch: &Arc<EpochRecord>) {
+        match self {
+            KeptKeys::Keystore(keystore) => keystore.learn(epoch),
+            KeptKeys::Agent(agent) => agent.learn(epoch),
+        }
+    }
 }
 
 /// An agent, which answers as it sees fit each time. One that is away is a keystore that cannot be asked for the moment.
@@ -94,6 +106,10 @@ impl Source for AgentSource {
     }
 
     fn refresh(&mut self) {}
+
+    fn learn(&mut self, epoch: &Arc<EpochRecord>) {
+        self.epochs.learn(epoch);
+    }
 
     fn question(&self, epoch: Epoch) -> Question {
         let (agent, record, vault) = (self.agent.clone(), self.epochs.record(epoch).clone(), self.epochs.vault);
@@ -186,7 +202,120 @@ impl FileCustodian for KeyAsker {
     }
 }
 
-/// The epochs of a vault, as its header had them when it was opened.
+/// Takes over the epochs that another machine has made, by the keystore that opened the vault. What holds for a header when a vault is opened holds here, too.
+#[derive(Debug)]
+pub struct HeaderReader {
+    source: Mutex<KeystoreSource>,
+    names: NamesMark,
+    layout: Layout,
+    /// The header and the keystore that were of no use: they are not tried again.
+    refused: Mutex<Option<(Stamp, Option<Stamp>)>>,
+}
+
+impl HeaderReader {
+    /// Makes one; nothing where an agent has the keys, which would have to be waited for.
+    pub(super) fn new(keys: &KeySource, header: &VaultHeader, vault: &Vault) -> Option<Self> {
+        let KeySource::Keystore(keystore) = keys else {
+            return None;
+        };
+        Some(HeaderReader {
+            source: Mutex::new(KeystoreSource::new(keystore.to_be_asked().ok()?, header)),
+            names: vault.names_root.mark(),
+            layout: vault.layout,
+            refused: Mutex::default(),
+        })
+    }
+
+    /// Opens what is new in a header, with a keystore that has all its keys itself.
+    fn open(
+        &self,
+        keys: &Recorded<'_>,
+        is_embedded: bool,
+        header: &UnverifiedVaultHeader,
+        known: &EpochKeys,
+    ) -> Result<Vec<TakenEpoch>, String> {
+        let asked = alarm::since_boot();
+        let claims = header.claims();
+        let vault = claims.vault;
+        let current = claims.epoch(claims.current);
+        let current = current.expect("a header without its current epoch does not decode");
+        let mut asker = EpochAsker::new(keys, vault);
+        let key = asker.unwrap(current).map_err(|error| error.to_string())?;
+        let damaged = |error: FormatError| error.to_string();
+        let header = header
+            .clone()
+            .verify(&key.vault_header_mac_key(vault))
+            .map_err(damaged)?;
+        if unwrap_names_root(&header, &key).map_err(damaged)?.mark() != self.names {
+            return Err("it has other names".into());
+        }
+        if header.layout().map_err(damaged)? != self.layout {
+            return Err("it has another layout".into());
+        }
+        match keys.keystore().epoch_floor(vault) {
+            Some(lowest) if header.current < lowest => return Err("it is an old one that was put back".into()),
+            None if is_embedded => return Err(format!("{KEYSTORE} is of another vault")),
+            _ => {}
+        }
+        let mut taken = Vec::new();
+        for record in untaken(&header, known) {
+            let opened = asker.unwrap(record).map_err(|error| error.to_string())?;
+            let key = opened.header_wrapping_key(vault);
+            taken.push(TakenEpoch {
+                access: Arc::new(EpochAccess::new(record.number, Ok(key))),
+                record: Arc::new(record.clone()),
+                asked,
+                is_current: record.number == header.current,
+            });
+        }
+        Ok(taken)
+    }
+}
+
+/// Returns what a header has of the vault's own key since the epoch that is in use: one before it was retired, and is back. Which files have another key is read
+/// once, when a vault is opened.
+fn untaken<'h>(header: &'h VaultHeader, known: &EpochKeys) -> impl Iterator<Item = &'h EpochRecord> {
+    let current = known.current();
+    let is_new = move |record: &&EpochRecord| record.number > current && header.chain_of(record.number).is_none();
+    header.epochs.iter().filter(is_new)
+}
+
+impl EpochTaker for HeaderReader {
+    fn take(&self, header: &UnverifiedVaultHeader, stamp: Stamp, known: &EpochKeys) -> Result<Vec<TakenEpoch>, String> {
+        let claims = header.claims();
+        if claims.current <= known.current() {
+            return Err("it is not newer than the one in use".into());
+        }
+        if claims.bucket_keys_off().is_some() {
+            return Err("it has files without a bucket key".into());
+        }
+        let mut source = self.source.lock();
+        source.refresh();
+        if source.is_lost {
+            return Err(format!("{KEYSTORE} cannot be asked"));
+        }
+        let current = claims.epochs.iter().filter(|record| record.number == claims.current);
+        let mut wraps = untaken(claims, known).chain(current).flat_map(|record| &record.wraps);
+        if wraps.any(|wrap| source.holder(wrap.key).is_some()) {
+            return Err("its key is held elsewhere".into());
+        }
+        let tried = Some((stamp, source.seen));
+        if *self.refused.lock() == tried {
+            return Err("it was looked at before".into());
+        }
+        let log = AuditLog::of(&source.home, &source.keystore).map_err(|error| error.to_string())?;
+        let custodian = Recorded::new(&source.keystore);
+        let opened = self.open(&custodian, source.home.is_embedded(), header, known);
+        if let Some(log) = log {
+            let recorded = log.record_again(&source.keystore, &custodian.into_calls());
+            recorded.map_err(|error| error.to_string())?;
+        }
+        *self.refused.lock() = tried.filter(|_| opened.is_err());
+        opened
+    }
+}
+
+/// The epochs of a vault, as its header had them when it was opened, and what was taken over since.
 #[derive(Debug)]
 struct Epochs {
     vault: VaultId,
@@ -200,6 +329,10 @@ impl Epochs {
             vault: header.vault,
             records: epochs.map(|epoch| (epoch.number, Arc::new(epoch.clone()))).collect(),
         }
+    }
+
+    fn learn(&mut self, epoch: &Arc<EpochRecord>) {
+        self.records.insert(epoch.number, epoch.clone());
     }
 
     fn record(&self, epoch: Epoch) -> &Arc<EpochRecord> {
@@ -352,6 +485,11 @@ impl Source for KeystoreSource {
             Some((key, _)) => Question::slow(key, ask),
             None => Question::quick(ask),
         }
+    }
+
+    fn learn(&mut self, epoch: &Arc<EpochRecord>) {
+        self.epochs.learn(epoch);
+        self.on_record.lock().insert(epoch.number);
     }
 
     fn unanswered(&self, epoch: Epoch) -> KeyError {

@@ -434,8 +434,8 @@ fn an_older_epoch_that_does_not_open_costs_its_own_files_only() {
     .unwrap();
     drop(open);
     let open = open_with(temp.path(), 1).unwrap();
-    assert!(open.vault.epochs().wrapping_key(Epoch(1)).is_err());
-    assert!(open.vault.epochs().wrapping_key(Epoch(2)).is_ok());
+    assert!(open.vault.epochs().check(Epoch(1)).is_err());
+    assert!(open.vault.epochs().check(Epoch(2)).is_ok());
 }
 
 #[test]
@@ -827,6 +827,93 @@ fn what_another_machine_has_retired_wraps_nothing_new() {
     }
 }
 
+/// Opens a vault as a mount with `--shared` does; whoever else opens it is another machine.
+fn mounted(open: OpenVault) -> (Vault, Dir, Keeper<KeptKeys>) {
+    let (mut vault, home, keeper) = open.into_kept_vault(Limits::default());
+    vault.watch_header(home.open_dir().unwrap());
+    (vault, home.open_dir().unwrap(), keeper)
+}
+
+/// Stores a header of the newest epoch that a vault knows; returns its file.
+fn store_new(vault: &Vault, dir: &Dir) -> FileId {
+    let header = vault.new_header(vault.root_keys().id);
+    vault.store_header(dir, &header).unwrap();
+    header.fields.file
+}
+
+#[test]
+fn what_another_machine_has_made_is_taken_over_and_asked_for_as_the_rest() {
+    let (temp, key) = shared();
+    let (vault, dir, mut keeper) = mounted(open_shared(temp.path()).unwrap());
+    let mut other = open_shared(temp.path()).unwrap();
+    assert_eq!(other.rotate(101).unwrap(), Epoch(2));
+    let file = store_new(&other.vault, &dir);
+    let root = vault.root_keys().id;
+    assert_eq!(vault.load_header(&dir, root, file).unwrap().fields.epoch, Epoch(2));
+    assert_eq!(vault.key_of_new_files().epoch, Epoch(2));
+    // What is retired does not matter any more.
+    other.retire_epochs_except(&BTreeSet::from([Epoch(2)]), 102).unwrap();
+    assert_eq!(other.rotate(103).unwrap(), Epoch(3));
+    let newest = store_new(&other.vault, &dir);
+    assert_eq!(vault.load_header(&dir, root, newest).unwrap().fields.epoch, Epoch(3));
+    assert!(matches!(
+        vault.check_not_retired(Epoch(1)),
+        Err(VaultError::EpochRetired(Epoch(1)))
+    ));
+    store_new(&vault, &dir);
+    keeper.learn(vault.epochs());
+    assert_eq!(keeper.round(true), []);
+    keys(temp.path())
+        .change(104, call(), |keystore| keystore.disable(&key))
+        .unwrap();
+    let refused: Vec<_> = keeper.round(true).iter().map(|change| change.epoch).collect();
+    assert_eq!(refused, [1, 2, 3].map(Epoch));
+    let error = vault.load_header(&dir, root, newest).unwrap_err();
+    assert!(matches!(
+        error,
+        VaultError::EpochKey(Epoch(3), KeyError::Disabled { .. })
+    ));
+}
+
+#[test]
+fn of_another_machine_is_taken_over_only_what_is_authentic_and_newer() {
+    let (temp, open) = vault();
+    let before = files(temp.path());
+    let (vault, dir, _keeper) = mounted(open);
+    let mut other = open_with(temp.path(), 1).unwrap();
+    assert_eq!(other.rotate(101).unwrap(), Epoch(2));
+    let file = store_new(&other.vault, &dir);
+    drop(other);
+    let (root, now) = (vault.root_keys().id, files(temp.path()));
+    let is_missing = || {
+        matches!(
+            vault.load_header(&dir, root, file),
+            Err(VaultError::EpochMissing(Epoch(2)))
+        )
+    };
+    let write = |name, bytes: &[u8]| {
+        fs::remove_file(temp.path().join(name)).unwrap();
+        fs::write(temp.path().join(name), bytes).unwrap();
+    };
+    // The header has arrived, and the keystore has not.
+    write(KEYSTORE, &before.keystore);
+    assert!(is_missing());
+    let mut changed = now.header.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    write(VAULT_HEADER, &changed);
+    write(KEYSTORE, &now.keystore);
+    assert!(is_missing());
+    assert_eq!(vault.key_of_new_files().epoch, Epoch(1));
+    write(VAULT_HEADER, &now.header);
+    assert!(!is_missing());
+    assert_eq!(vault.key_of_new_files().epoch, Epoch(2));
+    // An old one is put back.
+    write(VAULT_HEADER, &before.header);
+    vault.load_header(&dir, root, FileId([9; 16])).unwrap_err();
+    assert!(!is_missing());
+    assert_eq!(vault.key_of_new_files().epoch, Epoch(2));
+}
+
 #[test]
 fn a_vault_header_that_is_half_there_retires_nothing() {
     let (temp, open) = vault();
@@ -871,13 +958,13 @@ fn a_key_that_cannot_be_used_says_why_for_the_files_of_its_epochs_only() {
     drop(open);
     keystore.change(103, call(), |keystore| keystore.disable(&old)).unwrap();
     let open = open_shared(temp.path()).unwrap();
-    assert!(open.vault.epochs().wrapping_key(Epoch(2)).is_ok());
+    assert!(open.vault.epochs().check(Epoch(2)).is_ok());
     assert!(matches!(
-        open.vault.epochs().wrapping_key(Epoch(1)),
+        open.vault.epochs().check(Epoch(1)),
         Err(VaultError::EpochKey(Epoch(1), KeyError::Disabled { .. }))
     ));
     assert!(matches!(
-        open.vault.epochs().wrapping_key(Epoch(9)),
+        open.vault.epochs().check(Epoch(9)),
         Err(VaultError::EpochMissing(Epoch(9)))
     ));
     drop(open);
@@ -976,7 +1063,7 @@ fn what_others_do_to_a_keystore_is_seen_by_a_vault_that_is_open() {
     let (vault, _home, mut keeper) = open.into_kept_vault(Limits::default());
     let mut said = || {
         keeper.round(true);
-        match vault.epochs().wrapping_key(Epoch(1)) {
+        match vault.epochs().check(Epoch(1)) {
             Ok(_) => None,
             Err(VaultError::EpochKey(_, error)) => Some(error),
             Err(error) => panic!("{error}"),
