@@ -34,6 +34,7 @@ static TOLD: OnceLock<(OwnedFd, OwnedFd)> = OnceLock::new();
 static IS_UP: AtomicBool = AtomicBool::new(false);
 
 /// Tells whether somebody is asked for something now.
+#[cfg(any(feature = "aws", feature = "pkcs11"))]
 pub fn is_up() -> bool {
     IS_UP.load(Ordering::Relaxed)
 }
