@@ -623,9 +623,12 @@ impl Fs {
         match removed {
             Err(FsError::Io(error)) if is_not_empty(&error) => {
                 let dir = directory.dir.open_dir(&disk)?;
-                match clear_empty_directory(&dir, &disk) {
-                    // Some filesystems show files that were removed, under other names, until they are closed: NFS, and many of FUSE.
-                    Err(FsError::NotEmpty) if self.free_room() => clear_empty_directory(&dir, &disk)?,
+                match clear_empty_directory(&dir, None) {
+                    Err(FsError::NotEmpty) => {
+                        // Some filesystems show files that were removed, under other names, until they are closed: NFS, and many of FUSE.
+                        self.free_room();
+                        clear_empty_directory(&dir, Some(&disk))?;
+                    }
                     cleared => cleared?,
                 }
                 self.remove_entry(&mut going, || directory.dir.rmdir(&disk))?;
@@ -927,7 +930,7 @@ impl Fs {
                 .dir
                 .open_dir(target_disk)
                 .map_err(FsError::from)
-                .and_then(|dir| clear_empty_directory(&dir, target_disk))
+                .and_then(|dir| clear_empty_directory(&dir, Some(target_disk)))
                 .and_then(|()| Ok(rename()?)),
             result => result.map_err(FsError::from),
         };
@@ -1189,10 +1192,10 @@ fn is_not_empty(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST))
 }
 
-/// Removes hushfs's own files from a directory that holds no entries, and what sync tools have made of these. `disk` is its name.
+/// Removes hushfs's own files from a directory that holds no entries, and what sync tools have made of these. Given its name, logs what else is in it.
 ///
 /// A crash in between leaves an empty directory under another id, which makes no difference to an empty one.
-fn clear_empty_directory(dir: &Dir, disk: &str) -> FsResult<()> {
+fn clear_empty_directory(dir: &Dir, disk: Option<&str>) -> FsResult<()> {
     let mut own = Vec::new();
     let mut foreign = None;
     let mut stream = dir.stream()?;
@@ -1214,10 +1217,12 @@ fn clear_empty_directory(dir: &Dir, disk: &str) -> FsResult<()> {
         }
     }
     if let Some(foreign) = foreign {
-        log::warn!(
-            "{disk} looks empty and stays: {:?} in it was not made by hushfs: remove that from the vault's directory",
-            String::from_utf8_lossy(&foreign)
-        );
+        if let Some(disk) = disk {
+            log::warn!(
+                "{disk} looks empty and stays: {:?} in it was not made by hushfs: remove that from the vault's directory",
+                String::from_utf8_lossy(&foreign)
+            );
+        }
         return Err(FsError::NotEmpty);
     }
     for name in own {
