@@ -66,9 +66,15 @@ fn at_terminal(mut command: Command, deeds: &[Deed<'_>]) -> (ExitStatus, String)
     command.stdin(own()).stdout(own()).stderr(own());
     // SAFETY: only system calls between fork and exec. Standard input is the terminal by then.
     unsafe {
-        command.pre_exec(|| match (libc::setsid(), libc::ioctl(0, libc::TIOCSCTTY, 0)) {
-            (-1, _) | (_, -1) => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
+        command.pre_exec(|| {
+            // A shell has what it starts in the background ignore these.
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            match (libc::setsid(), libc::ioctl(0, libc::TIOCSCTTY, 0)) {
+                (-1, _) | (_, -1) => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            }
         });
     }
     let mut child = command.spawn().unwrap();
