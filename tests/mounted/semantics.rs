@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError, Sender},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -461,6 +461,12 @@ fn what_could_not_be_written_behind_the_end_is_not_there_for_who_opens_the_file_
     let _ = file.write_at(b"x", 17 << 40);
     assert!(file.sync_all().is_err());
     drop(file);
+    // The kernel tells a moment later that it was closed.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while File::open(&path).unwrap().metadata().unwrap().len() != 7 {
+        assert!(Instant::now() < deadline, "{:?}", fs::metadata(&path));
+        thread::sleep(Duration::from_millis(20));
+    }
     for line in ["and one\n", "and another\n"] {
         let mut log = OpenOptions::new().append(true).open(&path).unwrap();
         log.write_all(line.as_bytes()).unwrap();
