@@ -549,7 +549,7 @@ impl Fs {
             attr.size = size;
         } else if self.options.shared {
             if let Some(file) = file.as_ref() {
-                *attr = self.stored_attr(node, file)?;
+                *attr = self.file_attr(node, file)?;
             }
             node.set_size(attr.size);
         } else if attr.size != node.size() {
@@ -565,9 +565,11 @@ impl Fs {
         Ok(())
     }
 
-    /// Returns the attributes of a file's data file, once what the journal holds of it is there; that is told by nobody else where other machines change files.
-    fn stored_attr(&self, node: &Node, file: &VaultFile) -> FsResult<Attr> {
-        if let Some(content) = file.content() {
+    /// Returns the attributes of a file's data file, with --shared once what the journal holds of it is there: the kernel goes by nothing else then.
+    fn file_attr(&self, node: &Node, file: &VaultFile) -> FsResult<Attr> {
+        if self.options.shared
+            && let Some(content) = file.content()
+        {
             // Where it fails the next fsync says so, and the size is right all the same.
             let _ = content.storage().sync_announced();
         }
@@ -621,10 +623,7 @@ impl Fs {
             return Ok(with_id(Attr::new(&stat, node.id, &self.vault.layout())));
         }
         if let Some(file) = node.file.lock().clone() {
-            let mut attr = match self.options.shared {
-                true => self.stored_attr(node, &file)?,
-                false => with_id(Attr::new(&file.stat()?, node.id, &self.vault.layout())),
-            };
+            let mut attr = self.file_attr(node, &file)?;
             attr.size = self.known_size(node, &file).unwrap_or(attr.size);
             return Ok(attr);
         }

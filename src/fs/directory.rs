@@ -116,12 +116,8 @@ impl Fs {
             // What a crash left of one may be empty.
             let known = directory.dir.read_small(&file, bytes.len());
             if !known.is_ok_and(|known| known.is_some_and(|known| known == bytes)) {
-                let written = self.write_before_names(&directory.dir.write_small(&file, &bytes)?);
-                if written.is_err() {
-                    // Else it would be taken for one that is on disk.
-                    let _ = directory.dir.unlink(&file);
-                }
-                written?;
+                let new = directory.dir.write_small(&file, &bytes)?;
+                self.new_before_names(&directory.dir, &file, &new)?;
             }
         }
         Ok(disk)
@@ -623,14 +619,13 @@ impl Fs {
         match removed {
             Err(FsError::Io(error)) if is_not_empty(&error) => {
                 let dir = directory.dir.open_dir(&disk)?;
-                match clear_empty_directory(&dir, None) {
-                    Err(FsError::NotEmpty) => {
-                        // Some filesystems show files that were removed, under other names, until they are closed: NFS, and many of FUSE.
-                        self.free_room();
-                        clear_empty_directory(&dir, Some(&disk))?;
-                    }
-                    cleared => cleared?,
+                let mut foreign = clear_empty_directory(&dir)?;
+                if foreign.is_some() {
+                    // Some filesystems show files that were removed, under other names, until they are closed: NFS, and many of FUSE.
+                    self.free_room();
+                    foreign = clear_empty_directory(&dir)?;
                 }
+                refuse_foreign(&disk, foreign)?;
                 self.remove_entry(&mut going, || directory.dir.rmdir(&disk))?;
             }
             result => result?,
@@ -732,20 +727,15 @@ impl Fs {
             .vault
             .load_header(&dir, self.keys(&at.parent)?.id, id)
             .map_err(in_vault)?;
-        self.keep(&to.node, &name::header_file(id));
         let header_file = name::header_file(id);
+        self.keep(&to.node, &header_file);
         // Always what is in it is written: a rename takes the old one away, and reaches the disk with the other names, whether or not contents do.
         match self.vault.load_header(&to.dir, to.keys().id, id) {
             Ok(_) => self.write_before_names(&to.dir.open_file(&header_file, false)?)?,
             Err(_) => {
                 let header = self.vault.header_for_directory(header, to.keys().id);
-                let stored = self.vault.store_header(&to.dir, &header).map_err(in_vault)?;
-                let written = self.write_before_names(&stored);
-                if written.is_err() {
-                    // Else it would be taken for one that is on disk.
-                    let _ = to.dir.unlink(&header_file);
-                }
-                written?;
+                let new = self.vault.store_header(&to.dir, &header).map_err(in_vault)?;
+                self.new_before_names(&to.dir, &header_file, &new)?;
             }
         }
         if file.header_needs_sync() {
@@ -763,6 +753,13 @@ impl Fs {
             true => file.write_back(),
             false => file.sync_all(),
         }
+    }
+
+    /// As [`write_before_names`](Self::write_before_names), of a file that was just made. An error leaves none: it would be taken for one that is on disk.
+    fn new_before_names(&self, dir: &Dir, name: &str, file: &BackingFile) -> io::Result<()> {
+        self.write_before_names(file).inspect_err(|_| {
+            let _ = dir.unlink(name);
+        })
     }
 
     /// As [`write_before_names`](Self::write_before_names), of content.
@@ -930,7 +927,7 @@ impl Fs {
                 .dir
                 .open_dir(target_disk)
                 .map_err(FsError::from)
-                .and_then(|dir| clear_empty_directory(&dir, Some(target_disk)))
+                .and_then(|dir| refuse_foreign(target_disk, clear_empty_directory(&dir)?))
                 .and_then(|()| Ok(rename()?)),
             result => result.map_err(FsError::from),
         };
@@ -1192,12 +1189,13 @@ fn is_not_empty(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST))
 }
 
-/// Removes hushfs's own files from a directory that holds no entries, and what sync tools have made of these. Given its name, logs what else is in it.
+/// Removes hushfs's own files from a directory that holds no entries, and what sync tools have made of these; nothing where there is something else, whose
+/// name is returned.
 ///
 /// A crash in between leaves an empty directory under another id, which makes no difference to an empty one.
-fn clear_empty_directory(dir: &Dir, disk: Option<&str>) -> FsResult<()> {
+fn clear_empty_directory(dir: &Dir) -> FsResult<Option<Vec<u8>>> {
     let mut own = Vec::new();
-    let mut foreign = None;
+    let mut foreign: Option<Vec<u8>> = None;
     let mut stream = dir.stream()?;
     while let Some(entry) = stream.next_entry()? {
         match name::shape(entry.name) {
@@ -1216,14 +1214,8 @@ fn clear_empty_directory(dir: &Dir, disk: Option<&str>) -> FsResult<()> {
             }
         }
     }
-    if let Some(foreign) = foreign {
-        if let Some(disk) = disk {
-            log::warn!(
-                "{disk} looks empty and stays: {:?} in it was not made by hushfs: remove that from the vault's directory",
-                String::from_utf8_lossy(&foreign)
-            );
-        }
-        return Err(FsError::NotEmpty);
+    if foreign.is_some() {
+        return Ok(foreign);
     }
     for name in own {
         if let Ok(name) = std::str::from_utf8(&name) {
@@ -1234,5 +1226,15 @@ fn clear_empty_directory(dir: &Dir, disk: Option<&str>) -> FsResult<()> {
             }
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Refuses to remove the directory with this name on disk where something in it is in the way, and logs what.
+fn refuse_foreign(disk: &str, foreign: Option<Vec<u8>>) -> FsResult<()> {
+    let Some(foreign) = foreign else { return Ok(()) };
+    log::warn!(
+        "{disk} looks empty and stays: {:?} in it was not made by hushfs: remove that from the vault's directory",
+        String::from_utf8_lossy(&foreign)
+    );
+    Err(FsError::NotEmpty)
 }
