@@ -1,8 +1,7 @@
 //! The agent's socket: made where it is to be, or passed by systemd.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::{
@@ -11,26 +10,19 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-    net::{AddressFamily, SocketType, sockopt},
-};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::AgentStartError;
+use crate::backing::Dir;
 
 /// Where the socket of a system's agent is.
 const SYSTEM_SOCKET: &str = "/run/hushfs/agent.sock";
 
 /// How long another agent that is about to start is waited for. Anyone who may read the directory can keep it locked for ever.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-
-/// How often it is looked at meanwhile.
-const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Who may connect to the socket. What they may do there is for policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,16 +141,10 @@ impl Drop for Listener {
 }
 
 /// Keeps other agents from starting in a directory; nothing where it cannot be locked.
-fn lock(directory: &Path) -> Option<File> {
-    let directory = File::open(directory).ok()?;
-    let start = Instant::now();
-    loop {
-        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Some(directory),
-            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_WAIT => thread::sleep(LOCK_POLL),
-            Err(_) => return None,
-        }
-    }
+fn lock(directory: &Path) -> Option<Dir> {
+    let directory = Dir::open(directory).ok()?;
+    directory.lock_within(LOCK_WAIT).ok()?;
+    Some(directory)
 }
 
 /// Removes a socket at which nobody listens.
@@ -182,6 +168,8 @@ fn remove_stale(path: &Path) -> Result<(), AgentStartError> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     #[test]

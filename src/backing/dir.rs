@@ -7,6 +7,8 @@ use std::{
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -22,6 +24,9 @@ use super::{entry::Entry, file::BackingFile};
 
 /// Bytes read of a directory at a time.
 const DIRECTORY_BUFFER_SIZE: usize = 64 * 1024;
+
+/// How often a lock that others have is tried.
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Filesystems that keep files on a disk of this machine: ext2 to ext4, XFS, Btrfs, F2FS, bcachefs and ZFS (statfs(2), linux/magic.h).
 const DISK_FILESYSTEMS: [u32; 6] = [
@@ -410,6 +415,23 @@ impl Dir {
             FlockOperation::NonBlockingLockExclusive
         };
         Ok(fs::flock(&self.fd, operation)?)
+    }
+
+    /// Locks the directory against all other processes, and waits so long for one that has it.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when another process still holds a lock then.
+    pub fn lock_within(&self, wait: Duration) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            match self.lock(false) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < wait => {
+                    thread::sleep(LOCK_POLL);
+                }
+                locked => return locked,
+            }
+        }
     }
 
     /// Gives the lock back.

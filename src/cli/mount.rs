@@ -6,8 +6,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::{
@@ -40,9 +39,6 @@ const UNMOUNT_WAIT: Duration = Duration::from_secs(600);
 
 /// How long before it says what it waits for.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often it looks.
-const UNMOUNT_POLL: Duration = Duration::from_millis(10);
 
 /// Mounts a vault, in the background unless told otherwise.
 pub fn mount(mut args: MountArgs) -> CliResult {
@@ -345,17 +341,11 @@ fn canonical_mountpoint(path: &Path) -> PathBuf {
 }
 
 fn wait_for_lock(vault: &Dir, path: &Path) -> CliResult {
-    let start = Instant::now();
-    loop {
-        match vault.lock(false) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < UNMOUNT_WAIT => {
-                thread::sleep(UNMOUNT_POLL);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(CliError::StillWriting { vault: path.to_owned() });
-            }
-            // A directory that cannot be locked is not waited for.
-            _ => return Ok(()),
+    match vault.lock_within(UNMOUNT_WAIT) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(CliError::StillWriting { vault: path.to_owned() })
         }
+        // A directory that cannot be locked is not waited for.
+        _ => Ok(()),
     }
 }

@@ -23,11 +23,7 @@ const DESCRIPTORS_PER_CACHED: u64 = 8;
 /// Keeps secrets out of core dumps and away from debuggers, before there are any; ignores signals that would end a mount.
 pub fn harden() {
     // A core dump holds what memory holds: keys. Neither can fail for who lowers a limit, and there is nobody to tell yet.
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    let _ = setrlimit(Resource::Core, none);
+    let _ = set_limit(Resource::Core, Some(0));
     // This makes the files in /proc/self root's, but the process itself may use them still: descriptors are reached through there.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // libtss2 would say on standard error what hushfs says in its own words.
@@ -49,20 +45,12 @@ pub fn raise_descriptor_limit() -> usize {
         let system = system.ok().and_then(|text| text.trim().parse().ok());
         let wanted = Some(DESCRIPTORS_AS_ROOT.min(system.unwrap_or(DESCRIPTORS_AS_ROOT)));
         if limit.maximum.is_some() && limit.maximum < wanted {
-            let raised = Rlimit {
-                current: wanted,
-                maximum: wanted,
-            };
             // A container may forbid it; then the limit stays.
-            let _ = setrlimit(Resource::Nofile, raised);
+            let _ = set_limit(Resource::Nofile, wanted);
             limit = getrlimit(Resource::Nofile);
         }
     }
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    let _ = setrlimit(Resource::Nofile, raised);
+    let _ = set_limit(Resource::Nofile, limit.maximum);
     let now = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS_AS_ROOT);
     let cached = (now / DESCRIPTORS_PER_CACHED).clamp(16, 8192);
     // Caches of files and of directories, and as much again for files that are open.
@@ -72,17 +60,8 @@ pub fn raise_descriptor_limit() -> usize {
 
 /// Raises the limit on the size of files as far as it goes; returns it, in bytes, where there is still one.
 pub fn raise_size_limit() -> Option<u64> {
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    if setrlimit(Resource::Fsize, unlimited).is_err() {
-        let maximum = getrlimit(Resource::Fsize).maximum;
-        let raised = Rlimit {
-            current: maximum,
-            maximum,
-        };
-        let _ = setrlimit(Resource::Fsize, raised);
+    if set_limit(Resource::Fsize, None).is_err() {
+        let _ = set_limit(Resource::Fsize, getrlimit(Resource::Fsize).maximum);
     }
     getrlimit(Resource::Fsize).current
 }
@@ -95,9 +74,14 @@ pub fn raise_locked_limit() {
         true => Some(LOCKED_AS_ROOT),
         false => limit.maximum,
     };
-    let current = maximum;
     // A container may forbid it; then some keys lie in memory that is not locked.
-    let _ = setrlimit(Resource::Memlock, Rlimit { current, maximum });
+    let _ = set_limit(Resource::Memlock, maximum);
+}
+
+/// Sets both limits of a resource; none is no limit.
+fn set_limit(resource: Resource, limit: Option<u64>) -> rustix::io::Result<()> {
+    let (current, maximum) = (limit, limit);
+    setrlimit(resource, Rlimit { current, maximum })
 }
 
 /// Has the kernel make its table of this process's descriptors as large as it will be.

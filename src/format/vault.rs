@@ -264,6 +264,12 @@ impl VaultHeader {
         self.epochs.iter().find(|epoch| epoch.number == number)
     }
 
+    /// Returns the record of the current epoch, without which no header decodes.
+    pub fn current_epoch(&self) -> &EpochRecord {
+        self.epoch(self.current)
+            .expect("a header without its current epoch does not decode")
+    }
+
     /// Returns the chain of a key beside the vault's own.
     pub fn chain(&self, key: KeyId) -> Option<&KeyChain> {
         self.chains.iter().find(|chain| chain.key == key)

@@ -10,10 +10,6 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
 use parking_lot::Mutex;
@@ -39,9 +35,8 @@ const DETACH: u8 = b'd';
 #[derive(Debug)]
 pub struct Unmounter {
     path: PathBuf,
-    /// What is mounted there, once it is.
-    id: OnceLock<MountId>,
-    is_closed: AtomicBool,
+    /// What is mounted there, as long as it is.
+    id: Mutex<Option<MountId>>,
     /// The process that does it; none where this one can.
     helper: Option<Helper>,
 }
@@ -58,8 +53,7 @@ impl Unmounter {
     pub fn of_own(path: PathBuf) -> Self {
         Unmounter {
             path,
-            id: OnceLock::new(),
-            is_closed: AtomicBool::new(false),
+            id: Mutex::default(),
             helper: None,
         }
     }
@@ -91,8 +85,7 @@ impl Unmounter {
                 // With an error, dropping this waits for the end of the process.
                 let unmounter = Unmounter {
                     path,
-                    id: OnceLock::new(),
-                    is_closed: AtomicBool::new(false),
+                    id: Mutex::default(),
                     helper,
                 };
                 ready.map(|()| unmounter)
@@ -107,12 +100,12 @@ impl Unmounter {
 
     /// Notes what is mounted: nothing else will be unmounted.
     pub fn set_id(&self, id: MountId) {
-        self.id.get_or_init(|| id);
+        *self.id.lock() = Some(id);
     }
 
     /// Notes that the mount has ended: what is mounted from now on is another, whatever its number.
     pub fn close(&self) {
-        self.is_closed.store(true, Ordering::Release);
+        *self.id.lock() = None;
     }
 
     /// Unmounts; `lazy` detaches a mount that is in use.
@@ -123,13 +116,12 @@ impl Unmounter {
     /// words.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
         let refused = |source| unusable(&self.path, source);
-        let id = self.id.get().filter(|_| !self.is_closed.load(Ordering::Acquire));
-        let Some(id) = id else {
+        let Some(id) = self.id.lock().clone() else {
             return Err(refused(io::Error::from_raw_os_error(libc::EINVAL)));
         };
         match &self.helper {
-            None => mountpoint::unmount_one(id, &self.path, lazy),
-            Some(helper) => helper.ask(lazy, id).map_err(refused),
+            None => mountpoint::unmount_one(&id, &self.path, lazy),
+            Some(helper) => helper.ask(lazy, &id).map_err(refused),
         }
     }
 }

@@ -503,9 +503,7 @@ impl VaultHome {
         // The one field used before the MAC is checked is the current epoch, and with it the wraps of its key.
         let claims = self.header.claims();
         let vault = claims.vault;
-        let current = claims
-            .epoch(claims.current)
-            .expect("a header without its current epoch does not decode");
+        let current = claims.current_epoch();
         let mut asker = EpochAsker::new(keys.custodian(), vault);
         let key = asker.unwrap(current).map_err(|error| match error {
             // A vault's own keystore knows the vault, or is not its own. One that does has destroyed the key.
@@ -515,12 +513,8 @@ impl VaultHome {
             error => OpenError::Key(error),
         })?;
         let mac_key = key.vault_header_mac_key(vault);
-        let header = self
-            .header
-            .clone()
-            .verify(&mac_key)
-            .map_err(error::in_file(&self.path, VAULT_HEADER))?;
-        let names_root = unwrap_names_root(&header, &key).map_err(error::in_file(&self.path, VAULT_HEADER))?;
+        let (header, names_root) =
+            authenticate(&self.header, &key, &mac_key).map_err(error::in_file(&self.path, VAULT_HEADER))?;
         let look = self.look_of(&names_root, is_embedded);
         let state = keys.state(vault, current, &look).map_err(OpenError::Key)?;
         self.check_standing(vault, state.standing)?;
@@ -915,10 +909,19 @@ fn customer_epoch(header: &VaultHeader, epochs: &EpochKeys) -> Result<Epoch, Ope
         .ok_or(OpenError::WrongCustomerKey)
 }
 
+/// Authenticates a header by the key of its current epoch and the one that follows from it, and opens what names are sealed under.
+fn authenticate(
+    header: &UnverifiedVaultHeader,
+    key: &EpochKey,
+    mac_key: &MacKey,
+) -> Result<(VaultHeader, NamesRoot), FormatError> {
+    let header = header.clone().verify(mac_key)?;
+    let names_root = unwrap_names_root(&header, key)?;
+    Ok((header, names_root))
+}
+
 fn unwrap_names_root(header: &VaultHeader, key: &EpochKey) -> Result<NamesRoot, FormatError> {
-    let record = header
-        .epoch(header.current)
-        .expect("checked when the header was decoded");
+    let record = header.current_epoch();
     let purpose = VaultHeader::names_root_purpose(header.vault, header.current);
     let wrapping_key: WrappingKey = key.names_root_wrapping_key(header.vault);
     wrapping_key

@@ -23,7 +23,7 @@ use signal_hook::{
 };
 
 use super::super::{CliResult, error::CliError};
-use crate::crypto::random;
+use crate::{backing::Dir, crypto::random};
 
 /// Where devices lie.
 const DEVICES: &str = "/dev";
@@ -204,17 +204,16 @@ impl NewFile {
     fn finish(&mut self) -> io::Result<()> {
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
         // Before the file has its name: it is there, or this has failed.
-        let directory = match File::open(parent.unwrap_or(Path::new("."))) {
+        let directory = match Dir::open(parent.unwrap_or(Path::new("."))) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
             opened => Some(opened?),
         };
         self.rename()?;
         self.is_kept = true;
-        let synced = directory.map(|directory| rustix::fs::fsync(&directory));
-        match synced {
-            // One that may be written to and not be read, as where people put files for someone, cannot be synced by itself; and some filesystems do that with none.
-            None | Some(Err(Errno::INVAL)) => Ok(rustix::fs::syncfs(&self.file)?),
-            Some(synced) => Ok(synced?),
+        match directory {
+            Some(directory) => directory.sync(),
+            // One that may be written to and not be read, as where people put files for someone, cannot be synced by itself.
+            None => Ok(rustix::fs::syncfs(&self.file)?),
         }
     }
 

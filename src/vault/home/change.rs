@@ -38,7 +38,7 @@ use crate::{
     format::{
         FormatError,
         keystore::{SlotId, VAULT_KEYS_MAX, VaultKey},
-        vault::{BucketKeysOff, CHAINS_MAX, CustodianKind, DIRECTORY_KEYS_MAX, EPOCHS_MAX, EpochRecord, VaultHeader},
+        vault::{BucketKeysOff, CHAINS_MAX, CustodianKind, DIRECTORY_KEYS_MAX, EPOCHS_MAX, VaultHeader},
     },
     ids::{DirectoryId, Epoch, KeyId},
     keystore::{
@@ -236,7 +236,14 @@ impl OpenVault {
     pub fn rotate(&mut self, now: u64) -> Result<Epoch, ChangeError> {
         self.check_room()?;
         let chains = self.header.chains.iter().map(|chain| chain.key);
-        let keys = self.current().wraps.iter().map(|wrap| wrap.key).chain(chains).collect();
+        let keys = self
+            .header
+            .current_epoch()
+            .wraps
+            .iter()
+            .map(|wrap| wrap.key)
+            .chain(chains)
+            .collect();
         self.keys.renew_managed(&keys, now)?;
         self.advance(now)
     }
@@ -288,7 +295,7 @@ impl OpenVault {
     pub fn finish(&mut self, now: u64) -> Result<bool, ChangeError> {
         let vault = self.header.vault;
         let look = self.look();
-        let behind = !self.keys.state(vault, self.current(), &look)?.is_newest;
+        let behind = !self.keys.state(vault, self.header.current_epoch(), &look)?.is_newest;
         let chains_behind = self.chains_behind();
         if behind || !chains_behind.is_empty() {
             self.refresh(now)?;
@@ -306,7 +313,7 @@ impl OpenVault {
                 }
             }
         }
-        if self.keys.state(vault, self.current(), &look)?.floor >= Some(self.header.current) {
+        if self.keys.state(vault, self.header.current_epoch(), &look)?.floor >= Some(self.header.current) {
             // Whoever may not write the keystore, as that of an administrator, may use the vault all the same.
             if let Err(error) = self.record(None, now) {
                 log::info!("the keystore does not know of this use of the vault: {error}");
@@ -405,13 +412,6 @@ impl OpenVault {
         Ok(retired)
     }
 
-    /// Returns the current epoch.
-    fn current(&self) -> &EpochRecord {
-        self.header
-            .epoch(self.header.current)
-            .expect("a header without its current epoch does not decode")
-    }
-
     /// Refuses before anything is written what could not be completed: an epoch for the vault and one for each of its other keys.
     fn check_room(&self) -> Result<(), ChangeError> {
         if self.header.epochs.len() + self.header.chains.len() >= EPOCHS_MAX {
@@ -422,7 +422,7 @@ impl OpenVault {
 
     /// Returns the keys that the current epoch is wrapped under, with their contexts.
     pub(super) fn current_keys(&self) -> Vec<(KeyHandle, ContextPairs)> {
-        let wraps = self.current().wraps.iter();
+        let wraps = self.header.current_epoch().wraps.iter();
         wraps.map(|wrap| (KeyHandle(wrap.key), wrap.context.clone())).collect()
     }
 
@@ -447,7 +447,10 @@ impl OpenVault {
         }
         // Above what the keystore has seen, too: a header that was put back is to be the newest again, and no number to mean two keys.
         let look = self.look();
-        let seen = self.keys.state(self.header.vault, self.current(), &look)?.floor;
+        let seen = self
+            .keys
+            .state(self.header.vault, self.header.current_epoch(), &look)?
+            .floor;
         let last = self.header.epochs.last().map(|epoch| epoch.number);
         let last = last.max(seen).map_or(0, |epoch| epoch.0);
         let number = u32::try_from(more + 1).ok().and_then(|more| last.checked_add(more));
@@ -518,10 +521,7 @@ impl OpenVault {
             keys: vault_keys(&self.header),
             files,
         };
-        let current = self
-            .header
-            .epoch(self.header.current)
-            .expect("a header without its current epoch does not decode");
+        let current = self.header.current_epoch();
         self.keys.record((self.header.vault, current), (names, vault_use), now)
     }
 

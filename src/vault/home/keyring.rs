@@ -7,8 +7,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::fs::Stat;
@@ -30,9 +29,6 @@ use crate::{
 
 /// How long a change waits for someone else's: a second for their Argon2id, and more for a server that their keystore asks.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-
-/// How often it looks.
-const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// A keystore's directory, with the file as it was read. Nothing in it is to be believed yet.
 #[derive(Debug)]
@@ -482,20 +478,12 @@ impl OpenKeystore {
     fn lock(&self, wait: Duration) -> Result<Dir, ChangeError> {
         let failed = |source| self.home.io_error(source);
         let dir = self.home.dir.open_dir(".").map_err(failed)?;
-        let start = Instant::now();
-        loop {
-            match dir.lock(false) {
-                Ok(()) => return Ok(dir),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < wait => {
-                    thread::sleep(LOCK_POLL);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(ChangeError::KeystoreInUse {
-                        path: self.home.path.clone(),
-                    });
-                }
-                Err(error) => return Err(failed(error)),
-            }
+        match dir.lock_within(wait) {
+            Ok(()) => Ok(dir),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ChangeError::KeystoreInUse {
+                path: self.home.path.clone(),
+            }),
+            Err(error) => Err(failed(error)),
         }
     }
 }
@@ -523,6 +511,8 @@ fn read(dir: &Dir, path: &Path) -> Result<Option<Vec<u8>>, OpenError> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
     use crate::keystore::{KeyFile, NewKey, NewSecret};
 

@@ -12,7 +12,7 @@ use super::{
     KeySource, KeystoreHome, OpenKeystore, VAULT_HEADER,
     asker::EpochAsker,
     audit::{AuditLog, REFUSED, Recorded},
-    unwrap_names_root,
+    authenticate,
 };
 use crate::{
     backing::{Stamp, alarm},
@@ -237,16 +237,13 @@ impl HeaderReader {
         let asked = alarm::since_boot();
         let claims = header.claims();
         let vault = claims.vault;
-        let current = claims.epoch(claims.current);
-        let current = current.expect("a header without its current epoch does not decode");
         let mut asker = EpochAsker::new(keys, vault);
-        let key = asker.unwrap(current).map_err(|error| error.to_string())?;
+        let key = asker
+            .unwrap(claims.current_epoch())
+            .map_err(|error| error.to_string())?;
         let damaged = |error: FormatError| error.to_string();
-        let header = header
-            .clone()
-            .verify(&key.vault_header_mac_key(vault))
-            .map_err(damaged)?;
-        if unwrap_names_root(&header, &key).map_err(damaged)?.mark() != self.names {
+        let (header, names_root) = authenticate(header, &key, &key.vault_header_mac_key(vault)).map_err(damaged)?;
+        if names_root.mark() != self.names {
             return Err("it has other names".into());
         }
         if header.layout().map_err(damaged)? != self.layout {
@@ -294,7 +291,7 @@ impl EpochTaker for HeaderReader {
         if source.is_lost {
             return Err(format!("{KEYSTORE} cannot be asked"));
         }
-        let current = claims.epochs.iter().filter(|record| record.number == claims.current);
+        let current = std::iter::once(claims.current_epoch());
         let mut wraps = untaken(claims, known).chain(current).flat_map(|record| &record.wraps);
         if wraps.any(|wrap| source.holder(wrap.key).is_some()) {
             return Err("its key is held elsewhere".into());

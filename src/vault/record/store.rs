@@ -6,8 +6,7 @@ use std::{
     fmt, fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::{
@@ -31,9 +30,6 @@ use crate::{
 
 /// How long a process waits for another that writes.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-
-/// How often it looks.
-const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// A record is written anew when it is twice as long as it need be, and so much.
 const SPARE_MIN: u64 = 1 << 20;
@@ -503,13 +499,9 @@ fn lock(dir: &Dir, path: &Path) -> Result<RecordLock, RecordError> {
     // A descriptor of its own: a lock is shared by all that have the same one. Not by the path, which a process that has gone to the background would
     // look up from another directory.
     let dir = dir.open_dir(".").map_err(failed)?;
-    let start = Instant::now();
-    loop {
-        match dir.lock(false) {
-            Ok(()) => return Ok(RecordLock(dir)),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
-            Err(_) if start.elapsed() > LOCK_WAIT => return Err(RecordError::Busy { path: path.to_owned() }),
-            Err(_) => thread::sleep(LOCK_POLL),
-        }
+    match dir.lock_within(LOCK_WAIT) {
+        Ok(()) => Ok(RecordLock(dir)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(RecordError::Busy { path: path.to_owned() }),
+        Err(error) => Err(failed(error)),
     }
 }
